@@ -1,0 +1,144 @@
+"""Files that are whole or absent: write-then-rename, hashes, fingerprints."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import DataError, SettingsError
+
+_BLOCK = 1 << 20
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """Render `value` as JSON with sorted keys, so that equal values give equal text.
+
+    Raises:
+        DataError: `value` holds NaN, an infinity, or something JSON cannot hold.
+    """
+    try:
+        return json.dumps(value, ensure_ascii=False, sort_keys=True, indent=indent, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"this value cannot be written as JSON: {error}") from error
+
+
+def fingerprint(value: Any) -> str:
+    """Return 16 hexadecimal digits of the SHA-256 of `value`'s JSON."""
+    return hashlib.sha256(to_json(value).encode()).hexdigest()[:16]
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while block := handle.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def folder_hash(path: Path, suffixes: tuple[str, ...] = ()) -> str:
+    """Return one hash over the names and bytes of a folder's files (of these suffixes, if any)."""
+    files = (file for file in path.rglob("*") if file.is_file())
+    names = {
+        file.relative_to(path).as_posix(): file_hash(file)
+        for file in files
+        if not suffixes or file.suffix in suffixes
+    }
+    return fingerprint(names)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        DataError: the file is missing, is not JSON, or holds something other than an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Replace `path` by `value`'s JSON in one step: a reader sees the old file or the new one."""
+    text = to_json(value, indent=2) + "\n"
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Make the renames inside a folder durable (a no-op where folders cannot be opened)."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def check_output(path: Path, replace: bool) -> None:
+    """Refuse an output folder that is in the way, before any work is done.
+
+    Raises:
+        SettingsError: `path` exists and is not an empty folder, and `replace` is false.
+    """
+    if path.is_dir() and not any(path.iterdir()):
+        return
+    if path.exists() and not replace:
+        raise SettingsError(f"{path} exists already. Choose another place, or pass --replace.")
+
+
+@contextmanager
+def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `path` when the block ends well.
+
+    On any exception, Ctrl-C included, the temporary folder is removed and `path` is as it was.
+
+    Raises:
+        SettingsError: `path` exists and `replace` is false.
+    """
+    check_output(path, replace)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        retired = temporary.with_name(temporary.name + ".old")
+        if path.exists():
+            path.replace(retired)
+        temporary.replace(path)
+        _remove(retired)
+    except BaseException:
+        _remove(temporary)
+        raise
+    sync_folder(path.parent)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

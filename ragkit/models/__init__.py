@@ -1,0 +1,1 @@
+"""Models: text and tensors in, text and tensors out; nothing here knows a Document."""

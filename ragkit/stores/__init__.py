@@ -1,0 +1,1 @@
+"""What indexers build and retrievers search: documents, BM25 postings, embeddings."""

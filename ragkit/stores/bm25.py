@@ -1,0 +1,283 @@
+"""The BM25 store: postings on disk, exact scores in any of the four common variants.
+
+Postings hold raw term frequencies, so k1, b, delta and the variant are choices of the search, not
+of the build, and the statistics of all segments are combined when the store opens. Scores are
+computed in double precision, term at a time, over the postings of the query's terms only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import IndexStateError, SettingsError
+from ._postings import count_terms, fill_postings, search_segment
+from .analysis import Analyser, Vocabulary
+
+Variant: TypeAlias = Literal["lucene", "okapi", "l", "plus"]
+Rows: TypeAlias = NDArray[np.int64]
+Scores: TypeAlias = NDArray[np.float64]
+
+_DELTA = {"lucene": 0.0, "okapi": 0.0, "l": 0.5, "plus": 1.0}
+_FILES = ("indptr", "rows", "counts", "lengths")
+
+
+@dataclass(frozen=True, slots=True)
+class Bm25Settings:
+    """Which BM25, and its parameters.
+
+    With f the term's frequency in the document, n the number of documents that hold it, N all
+    documents, and K = k1 (1 - b + b length / average length), a query term adds
+
+    - `lucene`: log(1 + (N - n + ½) / (n + ½)) · f / (f + K)
+    - `okapi`:  idf · f (k1 + 1) / (f + K), idf = log((N - n + ½) / (n + ½)); a negative idf becomes
+      `epsilon` times the mean idf of all terms
+    - `l`:      log((N + 1) / (n + ½)) · f (k1 + 1) (c + delta) / (k1 + c + delta), c = f k1 / K
+    - `plus`:   log((N + 1) / n) · (delta + f (k1 + 1) / (f + K)), delta also where f = 0
+
+    The last three are the definitions of the package `rank_bm25`, value for value (its BM25L has
+    the factor f, which Lv and Zhai, 2011, do not). The variants are compared by Kamphuis et al.,
+    2020. `delta` None is the variant's own: 0.5 for `l`, 1 for `plus`.
+    """
+
+    variant: Variant = "lucene"
+    k1: float = 1.2
+    b: float = 0.75
+    delta: float | None = None
+    epsilon: float = 0.25
+
+    def __post_init__(self) -> None:
+        """Refuse parameters out of range.
+
+        Raises:
+            SettingsError: an unknown variant, k1 not above 0, b outside 0…1, delta below 0.
+        """
+        if self.variant not in _DELTA:
+            raise SettingsError(
+                f"unknown BM25 variant {self.variant!r}; known: {', '.join(_DELTA)}"
+            )
+        if not self.k1 > 0:
+            raise SettingsError(f"k1 must be above 0, not {self.k1}")
+        if not 0 <= self.b <= 1:
+            raise SettingsError(f"b must lie in 0…1, not {self.b}")
+        if self.delta is not None and not self.delta >= 0:
+            raise SettingsError(f"delta must not be negative, as {self.delta} is")
+
+    @property
+    def shift(self) -> float:
+        """Delta, or the variant's own where it is not given."""
+        return _DELTA[self.variant] if self.delta is None else self.delta
+
+
+def write_postings(folder: Path, texts: Iterable[str], analyser: Analyser) -> None:
+    """Write a segment's postings: `terms.json` and, as .npy, indptr, rows, counts, lengths.
+
+    The postings of term t are `rows[indptr[t]:indptr[t+1]]` (ascending) with frequencies `counts`;
+    `lengths` are the documents' numbers of terms.
+    """
+    vocabulary = Vocabulary(analyser)
+    numbers, lengths = vocabulary.number(texts)
+    sizes = count_terms(numbers, lengths, len(vocabulary.terms))
+    indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])
+    rows, counts = fill_postings(numbers, lengths, indptr)
+    if not counts.size or counts.max() < 1 << 16:
+        counts = counts.astype(np.uint16)
+    folder.mkdir()
+    arrays = (indptr, rows, counts, lengths.astype(np.int32))
+    for name, array in zip(_FILES, arrays, strict=True):
+        np.save(folder / f"{name}.npy", array)
+    (folder / "terms.json").write_text(json.dumps(vocabulary.terms), encoding="utf-8")
+
+
+class _Segment:
+    def __init__(self, folder: Path) -> None:
+        arrays = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in _FILES)
+        self.indptr, self.rows, self.counts, self.lengths = arrays
+        terms = json.loads((folder / "terms.json").read_text(encoding="utf-8"))
+        self.terms: dict[str, int] = {term: number for number, term in enumerate(terms)}
+        if len(self.indptr) != len(terms) + 1 or len(self.rows) != self.indptr[-1]:
+            raise IndexStateError(
+                f"{folder}: postings and terms do not fit. Build the index again."
+            )
+
+    def frequency(self, term: str) -> int:
+        number = self.terms.get(term)
+        return 0 if number is None else int(self.indptr[number + 1] - self.indptr[number])
+
+
+class Bm25Store:
+    """BM25 over the postings of one or several segments.
+
+    Raises:
+        IndexStateError: the postings do not fit together.
+    """
+
+    def __init__(
+        self,
+        folders: Sequence[Path],
+        analyser: Analyser,
+        settings: Bm25Settings | None = None,
+        *,
+        threads: int | None = None,
+    ) -> None:
+        self.analyser = analyser
+        self.settings = settings or Bm25Settings()
+        self._segments = [_Segment(folder) for folder in folders]
+        self._threads = threads
+        sizes = [len(segment.lengths) for segment in self._segments]
+        self.starts: list[int] = [0, *np.cumsum(sizes, dtype=int).tolist()]
+        total = sum(int(segment.lengths.sum(dtype=np.int64)) for segment in self._segments)
+        self._average = total / len(self) if total else 1.0
+        self._norms = [self._norm(segment.lengths) for segment in self._segments]
+
+    def with_settings(self, settings: Bm25Settings) -> Bm25Store:
+        """Return a store over the same postings with other settings."""
+        other = object.__new__(Bm25Store)
+        other.__dict__.update(self.__dict__)
+        other.settings = settings
+        other.__dict__.pop("_mean_idf", None)
+        other._norms = [other._norm(segment.lengths) for segment in self._segments]
+        return other
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def _norm(self, lengths: NDArray[np.int32]) -> NDArray[np.float64]:
+        relative: NDArray[np.float64] = lengths.astype(np.float64) / self._average
+        norm: NDArray[np.float64] = 1 - self.settings.b + self.settings.b * relative
+        return norm
+
+    @cached_property
+    def _mean_idf(self) -> float:
+        if len(self._segments) == 1:
+            frequencies = np.diff(self._segments[0].indptr)
+        else:
+            terms = set().union(*(segment.terms for segment in self._segments))
+            frequencies = np.array([self._frequency(term) for term in terms])
+        if not frequencies.size:
+            return 0.0
+        return float(np.mean(np.log(len(self) - frequencies + 0.5) - np.log(frequencies + 0.5)))
+
+    def _frequency(self, term: str) -> int:
+        return sum(segment.frequency(term) for segment in self._segments)
+
+    def idf(self, term: str) -> float:
+        """Return a term's weight in the settings' variant; 0 for a term of no document."""
+        n, documents = self._frequency(term), len(self)
+        if n == 0:
+            return 0.0
+        if self.settings.variant == "plus":
+            return float(np.log((documents + 1) / n))
+        if self.settings.variant == "l":
+            return float(np.log(documents + 1) - np.log(n + 0.5))
+        if self.settings.variant == "lucene":
+            return float(np.log1p((documents - n + 0.5) / (n + 0.5)))
+        value = float(np.log(documents - n + 0.5) - np.log(n + 0.5))
+        return value if value >= 0 else self.settings.epsilon * self._mean_idf
+
+    def scores(self, text: str) -> Scores:
+        """Return every document's score for a query text, shape [documents]."""
+        rows, scores = self.search([text], len(self))
+        everything = np.full(len(self), self._floor(self._weights(text)))
+        everything[rows[0]] = scores[0]
+        return everything
+
+    def search(
+        self, texts: Sequence[str], k: int, mask: NDArray[np.bool_] | None = None
+    ) -> tuple[list[Rows], list[Scores]]:
+        """Find the best `k` documents of each query text.
+
+        A document without any of the query's terms is no hit. Equal scores stand in row order.
+
+        Args:
+            texts: the queries.
+            k: how many hits at most.
+            mask: which documents may be hits, shape [documents]; None is all.
+
+        Returns:
+            The hits' rows and their scores, an array each per query, best first.
+        """
+        weights = [self._weights(text) for text in texts]
+        found = [
+            self._search_segment(place, weights, k, mask) for place in range(len(self.starts) - 1)
+        ]
+        all_rows, all_scores = [], []
+        for query, weighted in enumerate(weights):
+            rows = np.concatenate([rows[query] for rows, _ in found] or [np.empty(0, np.int64)])
+            scores = np.concatenate([scores[query] for _, scores in found] or [np.empty(0)])
+            if len(found) > 1:
+                order = np.lexsort((rows, -scores))[:k]
+                rows, scores = rows[order], scores[order]
+            all_rows.append(rows)
+            all_scores.append(scores + self._floor(weighted))
+        return all_rows, all_scores
+
+    def _weights(self, text: str) -> dict[str, float]:
+        weights: dict[str, float] = {}
+        for term in self.analyser.terms(text):
+            weights[term] = weights.get(term, 0.0) + self.idf(term)
+        return weights
+
+    def _floor(self, weights: dict[str, float]) -> float:
+        """Return what BM25+ gives to every document, even to one without the query's terms."""
+        return (
+            self.settings.shift * sum(weights.values()) if self.settings.variant == "plus" else 0.0
+        )
+
+    def _search_segment(
+        self, place: int, weights: list[dict[str, float]], k: int, mask: NDArray[np.bool_] | None
+    ) -> tuple[list[Rows], list[Scores]]:
+        segment, start = self._segments[place], self.starts[place]
+        numbers, factors, indptr = _pack(weights, segment.terms)
+        allowed = np.empty(0, np.bool_) if mask is None else mask[start : self.starts[place + 1]]
+        k = min(k, len(segment.lengths))
+        rows = np.full((len(weights), k), -1, np.int64)
+        scores = np.zeros((len(weights), k))
+        gain = 1.0 if self.settings.variant == "lucene" else self.settings.k1 + 1
+        threads = min(self._threads or _default_threads(), max(1, len(weights) // 16))
+
+        def work(part: int) -> None:
+            search_segment(
+                segment.indptr, segment.rows, segment.counts, self._norms[place],
+                numbers, factors, indptr, allowed,
+                self.settings.variant == "l", self.settings.k1, gain, self.settings.shift,
+                part, threads, rows, scores,
+            )  # fmt: skip
+
+        if threads == 1:
+            work(0)
+        else:
+            with ThreadPoolExecutor(threads) as pool:
+                list(pool.map(work, range(threads)))
+        sizes = (rows >= 0).sum(axis=1)
+        return (
+            [row[:size] + start for row, size in zip(rows, sizes, strict=True)],
+            [score[:size] for score, size in zip(scores, sizes, strict=True)],
+        )
+
+
+def _pack(weights: list[dict[str, float]], terms: dict[str, int]) -> tuple[Any, Any, Any]:
+    numbers: list[int] = []
+    factors: list[float] = []
+    indptr = [0]
+    for weighted in weights:
+        for term, weight in weighted.items():
+            number = terms.get(term)
+            if number is not None and weight:
+                numbers.append(number)
+                factors.append(weight)
+        indptr.append(len(numbers))
+    return np.array(numbers, np.int64), np.array(factors), np.array(indptr, np.int64)
+
+
+def _default_threads() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,194 @@
+"""The document store: one JSON line a document, found by row or by id, filtered by metadata."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import operator
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..artefacts import to_json
+from ..errors import DataError, IndexStateError, SettingsError
+from ..types import Document, Where
+
+_COMPARE: dict[str, Callable[[Any, Any], bool]] = {
+    "eq": operator.eq,
+    "ne": operator.ne,
+    "gt": operator.gt,
+    "gte": operator.ge,
+    "lt": operator.lt,
+    "lte": operator.le,
+    "in": lambda value, operand: value in operand,
+}
+
+
+def matches(where: Where, document: Document) -> bool:
+    """Tell whether a document passes a metadata filter. Every store filters by this function.
+
+    `where` maps fields to conditions, and all must hold. A field is a key of the metadata, or `id`
+    or `title`. A condition is a value (equal to it), a list (equal to one of them), or a mapping
+    of operators: `eq ne gt gte lt lte in exists`, e.g. `{"year": {"gte": 1990, "lt": 2000}}`.
+    Where the document's value is a list, one of its items must pass. A missing field passes
+    only `ne` and `{"exists": false}`; values that cannot be compared do not pass.
+
+    Raises:
+        SettingsError: an unknown operator.
+    """
+    return all(_passes(_field(document, field), condition) for field, condition in where.items())
+
+
+def _field(document: Document, field: str) -> Any:
+    if field == "id":
+        return document.id
+    if field == "title":
+        return document.title
+    return document.metadata.get(field)
+
+
+def _passes(value: Any, condition: Any) -> bool:
+    if isinstance(condition, Mapping):
+        return all(_holds(value, name, operand) for name, operand in condition.items())
+    if isinstance(condition, list | tuple):
+        return _holds(value, "in", condition)
+    return _holds(value, "eq", condition)
+
+
+def _holds(value: Any, name: str, operand: Any) -> bool:
+    if name == "exists":
+        return (value is not None) == bool(operand)
+    if name not in _COMPARE:
+        known = ", ".join([*_COMPARE, "exists"])
+        raise SettingsError(f"unknown filter operator {name!r}; known are {known}")
+    if name == "in" and not isinstance(operand, list | tuple):
+        raise SettingsError(f"the filter operator 'in' takes a list, not {operand!r}")
+    if name == "ne":
+        return not _holds(value, "eq", operand)
+    if value is None:
+        return False
+    items = value if isinstance(value, list | tuple) else (value,)
+    try:
+        return any(_COMPARE[name](item, operand) for item in items)
+    except TypeError:
+        return False
+
+
+class DocumentWriter:
+    """Writes a segment's documents: `documents.jsonl`, `offsets.npy` (bytes) and `ids.json`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._handle = (folder / "documents.jsonl").open("wb")
+        self._offsets = [0]
+        self._ids: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def add(self, document: Document) -> None:
+        """Append a document.
+
+        Raises:
+            DataError: its text cannot be stored as UTF-8, or its metadata not as JSON.
+        """
+        record = {
+            "id": document.id,
+            "title": document.title,
+            "text": document.text,
+            "metadata": dict(document.metadata),
+        }
+        try:
+            line = to_json(record).encode("utf-8") + b"\n"
+        except (UnicodeEncodeError, DataError) as error:
+            raise DataError(f"document {document.id!r} cannot be stored: {error}") from error
+        self._handle.write(line)
+        self._offsets.append(self._offsets[-1] + len(line))
+        self._ids.append(document.id)
+
+    def close(self) -> None:
+        """Write the offsets and the ids beside the documents."""
+        self._handle.close()
+        np.save(self._folder / "offsets.npy", np.array(self._offsets, dtype=np.int64))
+        (self._folder / "ids.json").write_text(json.dumps(self._ids), encoding="utf-8")
+
+
+class _Segment:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.offsets: NDArray[np.int64] = np.load(folder / "offsets.npy", mmap_mode="r")
+        with (folder / "documents.jsonl").open("rb") as handle:
+            empty = handle.seek(0, 2) == 0
+            self._bytes = b"" if empty else mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+        if len(self._bytes) != self.offsets[-1]:
+            raise IndexStateError(
+                f"{folder / 'documents.jsonl'}: {len(self._bytes)} bytes, expected "
+                f"{self.offsets[-1]}. The index is damaged: build it again."
+            )
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> Document:
+        line = self._bytes[int(self.offsets[row]) : int(self.offsets[row + 1])]
+        record = json.loads(line)
+        return Document(record["id"], record["text"], record["title"], record["metadata"])
+
+    def ids(self) -> list[str]:
+        ids: list[str] = json.loads((self.folder / "ids.json").read_text(encoding="utf-8"))
+        return ids
+
+
+class DocumentStore:
+    """All documents of an index, by row (0 … n-1 over its segments in order) and by id."""
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self._segments = [_Segment(folder) for folder in folders]
+        sizes = [len(segment) for segment in self._segments]
+        self.starts: list[int] = [0, *np.cumsum(sizes, dtype=int).tolist()]
+        self._masks: dict[str, NDArray[np.bool_]] = {}
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def __getitem__(self, row: int) -> Document:
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)} documents")
+        place = bisect_right(self.starts, row) - 1
+        return self._segments[place][row - self.starts[place]]
+
+    def __iter__(self) -> Iterator[Document]:
+        return (segment[row] for segment in self._segments for row in range(len(segment)))
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """Every document's id, by row."""
+        return [id_ for segment in self._segments for id_ in segment.ids()]
+
+    @cached_property
+    def rows(self) -> dict[str, int]:
+        """Every id's row."""
+        return {id_: row for row, id_ in enumerate(self.ids)}
+
+    @cached_property
+    def _without_text(self) -> list[Document]:
+        return [
+            Document(d.id, "", d.title, d.metadata) for d in map(self.__getitem__, range(len(self)))
+        ]
+
+    def mask(self, where: Where) -> NDArray[np.bool_] | None:
+        """Return which rows pass the filter, shape [documents]; None when `where` is empty."""
+        if not where:
+            return None
+        key = to_json(dict(where))
+        if key not in self._masks:
+            passing = (matches(where, document) for document in self._without_text)
+            if len(self._masks) >= 1024:
+                self._masks.pop(next(iter(self._masks)))
+            self._masks[key] = np.fromiter(passing, dtype=bool, count=len(self))
+        return self._masks[key]

@@ -1,0 +1,217 @@
+"""The index folder: immutable segments and one manifest that names the live ones.
+
+manifest.json                the only file that changes, replaced by write-then-rename
+segments/000001-ab12cd/      documents.jsonl offsets.npy ids.json · bm25/ · embeddings.npy
+ann/000001-ab12cd.faiss      an approximate index over the segments, if one was asked for
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..artefacts import file_hash, fingerprint, read_json
+from ..errors import DataError, IndexStateError
+from ..types import Document, Progress, Where
+from .analysis import Analyser
+from .bm25 import Bm25Settings, Bm25Store
+from .build import FORMAT, STORES, build_index, quiet
+from .dense import AnnSettings, DenseStore
+from .documents import DocumentStore
+from .embeddings import DocumentEncoder, open_embeddings
+
+T = TypeVar("T")
+
+
+class Index:
+    """An index folder, open for reading: `Index.open` opens one, `Index.build` makes one."""
+
+    def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
+        self.path = path
+        self.manifest = manifest
+        self._folders = [path / "segments" / segment["name"] for segment in manifest["segments"]]
+
+    @classmethod
+    def open(cls, path: str | Path) -> Index:
+        """Open an index folder; its stores are mapped into memory when they are first used.
+
+        Raises:
+            IndexStateError: there is no index at `path`, or it is of another format.
+        """
+        path = Path(path)
+        if not (path / "manifest.json").is_file():
+            raise IndexStateError(
+                f"{path}: no index here (no manifest.json). "
+                f"Build one with: ragkit-index build CORPUS --index {path}"
+            )
+        try:
+            manifest = read_json(path / "manifest.json")
+        except DataError as error:
+            raise IndexStateError(f"{error}. Build the index again.") from error
+        if manifest.get("format") != FORMAT:
+            raise IndexStateError(
+                f"{path}: index format {manifest.get('format')!r}, this ragkit reads {FORMAT}. "
+                "Build the index again with this version."
+            )
+        return cls(path, manifest)
+
+    @classmethod
+    def build(
+        cls,
+        path: str | Path,
+        documents: Iterable[Document],
+        *,
+        encoder: DocumentEncoder | None = None,
+        stores: Sequence[str] = STORES,
+        analyser: Analyser | None = None,
+        bm25: Bm25Settings | None = None,
+        ann: AnnSettings | None = None,
+        replace: bool = False,
+        settings: Mapping[str, Any] | None = None,
+        progress: Progress = quiet,
+    ) -> Index:
+        """Build an index; until its last step, the renaming of the manifest, `path` is as it was.
+
+        All documents are read and checked before anything is encoded. Memory holds one segment's
+        terms and one window of vectors at a time.
+
+        Args:
+            path: the index folder.
+            documents: read once; ids must be unique.
+            encoder: for the dense store.
+            stores: `bm25`, `dense` or both.
+            analyser: for BM25; the English one if None.
+            bm25: the default variant and parameters of searches.
+            ann: the approximate index over the embeddings; none if None.
+            replace: whether an index at `path` may be replaced.
+            settings: kept in the manifest, for the record.
+            progress: told of each stage.
+
+        Raises:
+            SettingsError: an unknown store, a dense store without encoder, an index in the way.
+            DataError: no documents, a repeated id, a text that cannot be stored.
+        """
+        build_index(
+            Path(path), documents, encoder, stores, analyser, bm25, ann, replace, settings, progress
+        )
+        return cls.open(path)
+
+    def __len__(self) -> int:
+        return sum(int(segment["documents"]) for segment in self.manifest["segments"])
+
+    @cached_property
+    def documents(self) -> DocumentStore:
+        """The documents, by row and by id."""
+        return self._opened(lambda: DocumentStore(self._folders))
+
+    @cached_property
+    def bm25(self) -> Bm25Store:
+        """The BM25 store.
+
+        Raises:
+            IndexStateError: the index was built without one.
+        """
+        self._require("bm25", "analyser")
+        analyser = Analyser.from_json(self.manifest["analyser"])
+        settings = Bm25Settings(**self.manifest["bm25"])
+        folders = [folder / "bm25" for folder in self._folders]
+        return self._opened(lambda: Bm25Store(folders, analyser, settings))
+
+    @cached_property
+    def dense(self) -> DenseStore:
+        """The dense store.
+
+        Raises:
+            IndexStateError: the index was built without one.
+        """
+        self._require("dense", "encoder")
+        sizes = [segment["documents"] for segment in self.manifest["segments"]]
+        ann = self.manifest["ann"]
+        file = self.path / "ann" / ann["file"] if ann["file"] else None
+
+        def load() -> DenseStore:
+            pairs = zip(self._folders, sizes, strict=True)
+            arrays = [open_embeddings(folder / "embeddings.npy", rows) for folder, rows in pairs]
+            return DenseStore(arrays, file, ann["search"])
+
+        return self._opened(load)
+
+    @property
+    def stores(self) -> tuple[str, ...]:
+        """Which of `bm25` and `dense` the index holds."""
+        return tuple(
+            store
+            for store, key in zip(STORES, ("analyser", "encoder"), strict=True)
+            if key in self.manifest
+        )
+
+    def mask(self, where: Where) -> NDArray[np.bool_] | None:
+        """Return which rows pass a metadata filter, shape [documents]; None where all do."""
+        return self.documents.mask(where)
+
+    def fingerprint(self) -> str:
+        """Return one hash of all that the index holds."""
+        return fingerprint(self.manifest)
+
+    def check(self, progress: Progress = quiet) -> list[str]:
+        """Compare every file with its checksum and every store with the documents.
+
+        Returns:
+            What is wrong, a message each; empty for a sound index.
+        """
+        files = self._files()
+        problems = []
+        for done, (name, expected) in enumerate(files.items()):
+            progress("check files", done, len(files))
+            file = self.path / name
+            if not file.is_file():
+                problems.append(f"{file}: missing")
+            elif file_hash(file) != expected:
+                problems.append(f"{file}: its bytes have changed since it was written")
+        progress("check files", len(files), len(files))
+        return problems or self._misfits()
+
+    def _misfits(self) -> list[str]:
+        problems = []
+        try:
+            rows = {"documents": len(self.documents), "ids": len(self.documents.rows)}
+            rows |= {store: len(getattr(self, store)) for store in self.stores}
+        except IndexStateError as error:
+            return [str(error)]
+        for name, count in rows.items():
+            if count != len(self):
+                problems.append(f"{self.path}: {count} rows of {name}, {len(self)} documents")
+        return problems
+
+    def _files(self) -> dict[str, str]:
+        files = {
+            f"segments/{segment['name']}/{name}": digest
+            for segment in self.manifest["segments"]
+            for name, digest in segment["files"].items()
+        }
+        ann = self.manifest.get("ann")
+        return files | ({f"ann/{ann['file']}": ann["hash"]} if ann and ann["file"] else {})
+
+    def size(self) -> int:
+        """Return the bytes on disk of all live files."""
+        return sum((self.path / name).stat().st_size for name in self._files())
+
+    def _require(self, store: str, key: str) -> None:
+        if key not in self.manifest:
+            raise IndexStateError(
+                f"{self.path}: built with the stores {', '.join(self.stores)}, not with {store}. "
+                f"Build it again with --stores {','.join(STORES)}."
+            )
+
+    def _opened(self, load: Callable[[], T]) -> T:
+        try:
+            return load()
+        except (OSError, ValueError, KeyError) as error:
+            raise IndexStateError(
+                f"{self.path}: damaged ({error}). See `ragkit-index check --index {self.path}`."
+            ) from error

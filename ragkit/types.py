@@ -1,0 +1,117 @@
+"""The five nouns and three verbs that every part of ragkit speaks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+Qrels: TypeAlias = dict[str, dict[str, int]]
+"""Relevance judgements as in TREC: query id -> document id -> grade (0 is judged not relevant)."""
+
+Run: TypeAlias = dict[str, dict[str, float]]
+"""A ranked result as in TREC: query id -> document id -> score (higher is better)."""
+
+Where: TypeAlias = Mapping[str, Any]
+"""A metadata filter; its meaning is defined once, in `ragkit.stores.documents.matches`."""
+
+Progress: TypeAlias = Callable[[str, int, int | None], None]
+"""Told of long work as `(stage, done, total)`; `total` is None while it is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A unit of text that is stored, retrieved and cited.
+
+    `metadata` holds JSON values only. A document that was split off a longer one carries
+    `metadata["parent"]` (the longer one's id), `metadata["start"]` and `metadata["end"]`
+    (offsets in characters of the parent's text).
+    """
+
+    id: str
+    text: str
+    title: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def contents(self) -> str:
+        """Title and text as stores index them: the title on a line of its own, if there is one."""
+        return f"{self.title}\n{self.text}" if self.title else self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A question with an id; `where` restricts its hits to documents with such metadata."""
+
+    id: str
+    text: str
+    where: Where = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A document that was found. A higher score is better, always; its rank is its place."""
+
+    document: Document
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a reader made of a query and its hits.
+
+    `hits` are the hits that the prompt showed, in the order of their numbers there (the first is
+    `[1]`); `citations` are positions in `hits`, counted from 0, in the order in which the text
+    cites them. `abstained` says that the reader declined to answer.
+    """
+
+    query: Query
+    text: str
+    hits: tuple[Hit, ...]
+    prompt: str
+    citations: tuple[int, ...] = ()
+    abstained: bool = False
+
+    @property
+    def cited(self) -> tuple[Document, ...]:
+        """The cited documents, in the order of their first citation."""
+        return tuple(self.hits[position].document for position in self.citations)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A question with what is known about it: the unit of training and of evaluation."""
+
+    query: Query
+    positives: tuple[Document, ...] = ()
+    negatives: tuple[Document, ...] = ()
+    answers: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class Retriever(Protocol):
+    """Finds documents: at most `k` hits per query, best first, in the queries' order."""
+
+    def retrieve(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:
+        """Return the best `k` hits of each query."""
+        ...
+
+
+@runtime_checkable
+class Reranker(Protocol):
+    """Re-orders hits and keeps the best `k` of each query."""
+
+    def rerank(
+        self, queries: Sequence[Query], hits: Sequence[Sequence[Hit]], k: int
+    ) -> list[list[Hit]]:
+        """Return at most `k` of each query's hits with new scores, best first."""
+        ...
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """Answers queries from their hits, in the queries' order."""
+
+    def read(self, queries: Sequence[Query], hits: Sequence[Sequence[Hit]]) -> list[Answer]:
+        """Return one answer per query."""
+        ...
