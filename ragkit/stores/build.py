@@ -44,7 +44,9 @@ def build_index(
     progress: Progress,
 ) -> None:
     """Build an index folder; arguments and errors are those of `Index.build`."""
-    check_build(path, stores, encoder, replace)
+    check_build(path, stores, replace)
+    if "dense" in stores and encoder is None:
+        raise SettingsError("the dense store needs an encoder")
     dense_encoder = encoder if "dense" in stores else None
     ann = ann or AnnSettings()
     manifest: dict[str, Any] = {
@@ -68,20 +70,16 @@ def build_index(
         _commit(path, staging, folders, manifest)
 
 
-def check_build(
-    path: Path, stores: Sequence[str], encoder: DocumentEncoder | None, replace: bool
-) -> None:
+def check_build(path: Path, stores: Sequence[str], replace: bool) -> None:
     """Refuse a build that cannot end well, before any work is done.
 
     Raises:
-        SettingsError: an unknown store, a dense store without encoder, an index in the way.
+        SettingsError: an unknown store, or an index in the way.
     """
     unknown = [store for store in stores if store not in STORES]
     if unknown or not stores:
         named = ", ".join(unknown) or "nothing"
         raise SettingsError(f"stores are {' and '.join(STORES)}; asked for: {named}")
-    if "dense" in stores and encoder is None:
-        raise SettingsError("the dense store needs an encoder")
     if (path / "manifest.json").exists():
         if not replace:
             raise SettingsError(

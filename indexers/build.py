@@ -1,0 +1,189 @@
+"""`ragkit-index build`: documents in, an index folder out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from ragkit.console import print_json, progress_bars, say
+from ragkit.corpus import Problem, read_documents
+from ragkit.types import Document, Progress
+
+if TYPE_CHECKING:
+    from ragkit.models.bi_encoder import BiEncoder
+    from ragkit.stores.index import Index
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class BuildSettings:
+    """What is built, and how."""
+
+    index: Path
+    """The folder for the index."""
+    stores: str = "bm25,dense"
+    """What is built: bm25, dense or both."""
+    encoder: str = "all-MiniLM-L6-v2"
+    """The encoder of the dense store, by folder or name."""
+    query_prompt: str | None = None
+    """Put before each query; the encoder's own if not given."""
+    document_prompt: str | None = None
+    """Put before each document; the encoder's own if not given."""
+    max_length: int | None = None
+    """Tokens of a document that the encoder reads; its own limit if not given."""
+    kind: Literal["flat", "hnsw", "ivf"] = "flat"
+    """The dense search: exact (flat), or an approximate index."""
+    factory: str = ""
+    """A FAISS factory string in place of --kind, such as IVF1024,PQ48."""
+    search_parameters: str = ""
+    """FAISS's parameters of the search, such as nprobe=32 or efSearch=256."""
+    language: str = "english"
+    """The stemmer and stop words of BM25; none for neither."""
+    variant: Literal["lucene", "okapi", "l", "plus"] = "lucene"
+    """The BM25 variant that searches use unless told otherwise."""
+    k1: float = 1.2
+    """BM25's k1: how soon repeated terms stop counting."""
+    b: float = 0.75
+    """BM25's b: how much long documents are held back, 0 to 1."""
+    delta: float | None = None
+    """BM25L's and BM25+'s delta; the variant's own if not given."""
+    split_tokens: int = 256
+    """Documents longer than this are split at sentence ends; 0 splits none."""
+    split_overlap: int = 32
+    """Tokens that a piece repeats of the one before it, at most, in whole sentences."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """What a record that cannot be read does: stop before anything is written, or skip it."""
+    replace: bool = False
+    """Replace the index that is there."""
+    device: str | None = None
+    """Where the encoder runs: cpu, cuda, mps; the best one here if not given."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """The encoder's number format; auto takes bf16 where it is fast and the vectors agree."""
+
+
+def build(
+    corpus: Annotated[list[Path], Parameter(negative="")],
+    /,
+    *,
+    settings: BuildSettings,
+    json: bool = False,
+) -> None:
+    """Build an index over files and folders of documents.
+
+    Example: ragkit-index build papers/ notes.jsonl --index kb
+
+    Parameters
+    ----------
+    corpus
+        Files (.jsonl .jsonl.gz .tsv .csv .json .txt .md .html .pdf .docx) and folders of them.
+    json
+        Print what was built as JSON.
+    """
+    problems: list[Problem] = []
+    index = build_index(corpus, settings, problems)
+    for problem in problems[:20]:
+        say(f"skipped {problem}")
+    if len(problems) > 20:
+        say(f"… and {len(problems) - 20} more")
+    summary = describe(index) | {"skipped": [str(problem) for problem in problems]}
+    if json:
+        print_json(summary)
+    else:
+        skipped = f", {len(problems)} records skipped" if problems else ""
+        print(
+            f"{settings.index}: {len(index):,} documents, stores {', '.join(index.stores)}, "
+            f"{index.size() / 1e6:.1f} MB{skipped}"
+        )
+
+
+def build_index(corpus: list[Path], settings: BuildSettings, problems: list[Problem]) -> Index:
+    """Read, split and index a corpus; what `--on-error skip` left out is added to `problems`."""
+    from ragkit.stores.analysis import Analyser
+    from ragkit.stores.bm25 import Bm25Settings
+    from ragkit.stores.build import check_build
+    from ragkit.stores.dense import AnnSettings
+    from ragkit.stores.index import Index
+
+    stores = tuple(store.strip() for store in settings.stores.split(",") if store.strip())
+    check_build(settings.index, stores, settings.replace)
+    analyser = Analyser.of_language(settings.language)
+    bm25 = Bm25Settings(settings.variant, settings.k1, settings.b, settings.delta)
+    ann = AnnSettings(settings.kind, settings.factory, settings.search_parameters)
+    encoder = _encoder(settings) if "dense" in stores else None
+    with progress_bars() as progress:
+        return Index.build(
+            settings.index,
+            _documents(corpus, settings, encoder, problems, progress),
+            encoder=encoder,
+            stores=stores,
+            analyser=analyser,
+            bm25=bm25,
+            ann=ann,
+            replace=settings.replace,
+            settings={
+                "corpus": [str(path) for path in corpus],
+                "split_tokens": settings.split_tokens,
+                "split_overlap": settings.split_overlap,
+            },
+            progress=progress,
+        )
+
+
+def _encoder(settings: BuildSettings) -> BiEncoder:
+    from ragkit.models.bi_encoder import BiEncoder
+
+    return BiEncoder.load(
+        settings.encoder,
+        device=settings.device,
+        max_length=settings.max_length,
+        query_prompt=settings.query_prompt,
+        document_prompt=settings.document_prompt,
+        precision=settings.precision,
+    )
+
+
+def _documents(
+    corpus: list[Path],
+    settings: BuildSettings,
+    encoder: BiEncoder | None,
+    problems: list[Problem],
+    progress: Progress,
+) -> Iterator[Document]:
+    from ragkit.splitting import split
+
+    documents = read_documents(corpus, on_error=settings.on_error, problems=problems)
+    if settings.split_tokens == 0:
+        return documents
+    return split(
+        documents,
+        max_tokens=settings.split_tokens,
+        overlap=settings.split_overlap,
+        tokenize=encoder.spans if encoder else None,
+    )
+
+
+def describe(index: Index) -> dict[str, Any]:
+    """Return what an index holds, for people and programs."""
+    manifest = index.manifest
+    summary: dict[str, Any] = {
+        "index": str(index.path),
+        "documents": len(index),
+        "segments": len(manifest["segments"]),
+        "stores": list(index.stores),
+        "bytes": index.size(),
+        "format": manifest["format"],
+        "ragkit": manifest["ragkit"],
+        "settings": manifest["settings"],
+    }
+    if "bm25" in index.stores:
+        summary["bm25"] = manifest["bm25"] | {"analyser": manifest["analyser"]}
+    if "dense" in index.stores:
+        encoder = manifest["encoder"]
+        kept = ("name", "dimension", "max_length", "similarity", "query_prompt", "document_prompt")
+        summary["encoder"] = {key: encoder[key] for key in (*kept, "fingerprint")}
+        summary["ann"] = manifest["ann"].get("built") or "flat"
+    return summary

@@ -1,0 +1,87 @@
+"""The cross-encoder: a query and a text read together, to one score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Self
+
+import numpy as np
+import sentence_transformers
+import torch
+from numpy.typing import NDArray
+
+from ..errors import ModelError
+from .names import resolve
+from .precision import Precision, batches, check_precision, default_device, has_bf16
+
+
+class CrossEncoder:
+    """Scores (query, text) pairs, through any sentence-transformers CrossEncoder of one output.
+
+    Args:
+        model: the model.
+        name: the name that was asked for.
+        precision: `fp32`, `bf16`, or `auto`: bf16 if the processor multiplies it in hardware.
+        batch_tokens: the tokens in a padded batch.
+
+    Raises:
+        ModelError: the model gives several scores for a pair.
+    """
+
+    def __init__(
+        self,
+        model: sentence_transformers.CrossEncoder,
+        name: str = "",
+        *,
+        precision: Precision = "auto",
+        batch_tokens: int = 8192,
+    ) -> None:
+        check_precision(precision)
+        if model.num_labels != 1:
+            raise ModelError(
+                f"cross-encoder {name!r} gives {model.num_labels} scores for a pair; "
+                "a reranker gives one"
+            )
+        self.model = model.eval()
+        self.name = name
+        self._half = precision == "bf16" or (precision == "auto" and has_bf16(model.device.type))
+        self._batch_tokens = batch_tokens
+
+    @classmethod
+    def load(cls, name: str, *, device: str | None = None, precision: Precision = "auto") -> Self:
+        """Load a cross-encoder by folder or hub name.
+
+        Raises:
+            ModelError: it cannot be found or loaded.
+        """
+        try:
+            model = sentence_transformers.CrossEncoder(
+                resolve(name), device=device or default_device()
+            )
+        except (OSError, ValueError) as error:
+            raise ModelError(f"cross-encoder {name!r} cannot be loaded: {error}") from error
+        return cls(model, name, precision=precision)
+
+    def score(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
+        """Return each pair's score, float32 of shape [pairs]; higher is more relevant."""
+        out = np.empty(len(pairs), np.float32)
+        if not pairs:
+            return out
+        tokenizer: Any = self.model.tokenizer
+        queries, texts = zip(*pairs, strict=True)
+        lengths = [
+            len(ids)
+            for ids in tokenizer(
+                list(queries), list(texts), truncation=True, max_length=self.model.max_seq_length
+            )["input_ids"]
+        ]
+        context: AbstractContextManager[Any] = (
+            torch.autocast(self.model.device.type, torch.bfloat16) if self._half else nullcontext()
+        )
+        with context:
+            for batch in batches(lengths, self._batch_tokens):
+                out[batch] = self.model.predict(
+                    [pairs[i] for i in batch], batch_size=len(batch), show_progress_bar=False
+                )
+        return out

@@ -1,0 +1,233 @@
+"""The generator: any causal language model of transformers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from threading import Thread
+from typing import Any, Literal, Self, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AutoModelForCausalLM, AutoTokenizer, TextIteratorStreamer
+
+from ..errors import ModelError, SettingsError
+from ..prompts import Prompt
+from .names import resolve
+from .precision import Precision, batches, check_precision, default_device, has_bf16
+from .prompt_ids import PromptEncoder
+
+Layout: TypeAlias = Literal["auto", "chat", "plain"]
+
+_PLAIN_STOPS = ("\n\n", "\nQuestion:")
+
+
+class Generator:
+    """Generates text with a causal language model.
+
+    Args:
+        model: the model, on its device.
+        tokenizer: its tokenizer.
+        name: the name that was asked for.
+        layout: `chat` (the tokenizer's chat template), `plain`, or `auto`: chat if there is one.
+        batch_tokens: the tokens, generated ones included, in a padded batch.
+
+    Raises:
+        ModelError: `layout` is `chat` and the tokenizer has no chat template.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        name: str = "",
+        *,
+        layout: Layout = "auto",
+        batch_tokens: int = 8192,
+    ) -> None:
+        if layout not in ("auto", "chat", "plain"):
+            raise SettingsError(f"unknown layout {layout!r}; known are auto, chat, plain")
+        if layout == "chat" and not tokenizer.chat_template:
+            raise ModelError(f"generator {name!r} has no chat template; use the plain layout")
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.name = name
+        chat = layout == "chat" or (layout == "auto" and bool(tokenizer.chat_template))
+        self.encoder = PromptEncoder(tokenizer, chat)
+        self._batch_tokens = batch_tokens
+        self._ends = _end_ids(model, tokenizer)
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        *,
+        device: str | None = None,
+        precision: Precision = "auto",
+        layout: Layout = "auto",
+    ) -> Self:
+        """Load a generator by folder, embedded name, GGUF file or hub name.
+
+        Raises:
+            ModelError: it cannot be found or loaded.
+        """
+        check_precision(precision)
+        device = device or default_device()
+        half = precision == "bf16" or (precision == "auto" and has_bf16(device))
+        try:
+            path = resolve(name)
+            tokenizer = AutoTokenizer.from_pretrained(path)
+            dtype = torch.bfloat16 if half else torch.float32
+            model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(f"generator {name!r} cannot be loaded: {error}") from error
+        return cls(model.to(device), tokenizer, name, layout=layout)
+
+    @property
+    def window(self) -> int:
+        """The tokens that prompt and answer may take together."""
+        config = self.model.config.get_text_config()
+        return int(getattr(config, "max_position_embeddings", 0) or 2048)
+
+    def count(self, text: str) -> int:
+        """Return how many tokens a text takes as data, without control tokens."""
+        return len(self.encoder.data_ids(text))
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        seed: int = 0,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> list[str]:
+        """Answer prompts in batches of like length; greedy unless `temperature` is above 0.
+
+        Raises:
+            ModelError: a prompt and `max_new_tokens` do not fit into the window.
+        """
+        encoded = [self.encoder.encode(prompt).ids for prompt in prompts]
+        for ids in encoded:
+            self._check_length(len(ids), max_new_tokens)
+        torch.manual_seed(seed)
+        texts, done = [""] * len(prompts), 0
+        lengths = [len(ids) + max_new_tokens for ids in encoded]
+        for batch in batches(lengths, self._batch_tokens, limit=64):
+            inputs = self._pad([encoded[i] for i in batch])
+            output = self.model.generate(
+                **inputs, **self._options(max_new_tokens, temperature), tokenizer=self.tokenizer
+            )
+            new = output[:, inputs["input_ids"].shape[1] :]
+            for i, text in zip(batch, self._decode(new), strict=True):
+                texts[i] = text
+            done += len(batch)
+            progress(done)
+        return texts
+
+    def stream(
+        self, prompt: Prompt, *, max_new_tokens: int = 64, temperature: float = 0.0, seed: int = 0
+    ) -> Iterator[str]:
+        """Yield an answer's text piece by piece.
+
+        Raises:
+            ModelError: the prompt and `max_new_tokens` do not fit into the window.
+        """
+        ids = self.encoder.encode(prompt).ids
+        self._check_length(len(ids), max_new_tokens)
+        torch.manual_seed(seed)
+        streamer: Any = TextIteratorStreamer(
+            self.tokenizer, skip_prompt=True, skip_special_tokens=True
+        )
+        options = self._options(max_new_tokens, temperature)
+        options |= self._pad([ids]) | {"streamer": streamer, "tokenizer": self.tokenizer}
+        failures: list[Exception] = []
+
+        def work() -> None:
+            try:
+                self.model.generate(**options)
+            except Exception as error:  # handed to the reading thread below
+                failures.append(error)
+                streamer.end()
+
+        thread = Thread(target=work, daemon=True)
+        thread.start()
+        yield from streamer
+        thread.join()
+        if failures:
+            raise ModelError(f"generation failed: {failures[0]}") from failures[0]
+
+    @torch.inference_mode()
+    def first_token_logprobs(
+        self, prompts: Sequence[Prompt], options: Sequence[Sequence[str]]
+    ) -> NDArray[np.float32]:
+        """Return the log-probability that an answer begins with each option.
+
+        Args:
+            prompts: the prompts.
+            options: the spellings of each option (`("Yes", "yes")`); their probabilities add up.
+
+        Returns:
+            float32 of shape [prompts, options].
+        """
+        starts = [
+            torch.tensor(sorted({self.encoder.data_ids(spelling)[0] for spelling in spellings}))
+            for spellings in options
+        ]
+        out = np.empty((len(prompts), len(options)), np.float32)
+        encoded = [self.encoder.encode(prompt).ids for prompt in prompts]
+        for batch in batches([len(ids) for ids in encoded], self._batch_tokens):
+            inputs = self._pad([encoded[i] for i in batch])
+            positions = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+            logits = self.model(**inputs, position_ids=positions, logits_to_keep=1).logits[:, -1]
+            logprobs = torch.log_softmax(logits.float(), dim=-1).cpu()
+            for column, ids in enumerate(starts):
+                out[batch, column] = torch.logsumexp(logprobs[:, ids], dim=-1).numpy()
+        return out
+
+    def _check_length(self, tokens: int, max_new_tokens: int) -> None:
+        if tokens + max_new_tokens > self.window:
+            raise ModelError(
+                f"a prompt of {tokens} tokens and {max_new_tokens} new ones do not fit into the "
+                f"{self.window} tokens of {self.name!r}. Keep fewer or shorter passages."
+            )
+
+    def _pad(self, rows: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
+        width = max(map(len, rows))
+        ids = torch.full((len(rows), width), self._ends[0], dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, tokens in enumerate(rows):
+            ids[row, width - len(tokens) :] = torch.tensor(tokens)
+            mask[row, width - len(tokens) :] = 1
+        device = self.model.device
+        return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+
+    def _options(self, max_new_tokens: int, temperature: float) -> dict[str, Any]:
+        options: dict[str, Any] = {
+            "max_new_tokens": max_new_tokens,
+            "do_sample": temperature > 0,
+            "eos_token_id": self._ends,
+            "pad_token_id": self._ends[0],
+        }
+        if temperature > 0:
+            options["temperature"] = temperature
+        if not self.encoder.chat:
+            options["stop_strings"] = list(_PLAIN_STOPS)
+        return options
+
+    def _decode(self, rows: torch.Tensor) -> list[str]:
+        texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        if not self.encoder.chat:
+            pattern = "|".join(map(re.escape, _PLAIN_STOPS))
+            texts = [re.split(pattern, text.lstrip("\n"), maxsplit=1)[0] for text in texts]
+        return [text.strip() for text in texts]
+
+
+def _end_ids(model: Any, tokenizer: Any) -> list[int]:
+    """Return the ids that end an answer: those of the generation settings, else the tokenizer's."""
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    ends = ends if ends is not None else tokenizer.eos_token_id
+    if ends is None:
+        raise ModelError("the generator has no end token: neither its settings nor its tokenizer")
+    return list(ends) if isinstance(ends, list | tuple) else [int(ends)]

@@ -1,0 +1,62 @@
+"""Devices, precisions and batches: what all models share."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, TypeAlias
+
+import torch
+
+from ..errors import SettingsError
+
+Precision: TypeAlias = Literal["auto", "fp32", "bf16"]
+
+
+def check_precision(precision: str) -> None:
+    """Refuse an unknown precision.
+
+    Raises:
+        SettingsError: it is none of auto, fp32, bf16.
+    """
+    if precision not in ("auto", "fp32", "bf16"):
+        raise SettingsError(f"unknown precision {precision!r}; known are auto, fp32, bf16")
+
+
+def default_device() -> str:
+    """Return the best device here: `cuda`, `mps` or `cpu`."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def has_bf16(device: str) -> bool:
+    """Tell whether a device multiplies bf16 matrices in hardware."""
+    if device.startswith("cuda"):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device == "cpu" and (
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    )
+
+
+def batches(lengths: Sequence[int], budget: int, limit: int = 1024) -> Iterator[list[int]]:
+    """Group positions so that a padded batch holds at most `budget` tokens, longest first.
+
+    Longest first, so that what does not fit into memory fails at once, not after an hour.
+    """
+    order = sorted(range(len(lengths)), key=lambda position: -lengths[position])
+    start = 0
+    while start < len(order):
+        size = min(limit, max(1, budget // max(1, lengths[order[start]])))
+        yield order[start : start + size]
+        start += size
+
+
+def weights_hash(state: dict[str, Any]) -> str:
+    """Return the SHA-256 of a state dict's names, types and bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,113 @@
+"""Prompts as token ids, each part tokenised apart and the ids joined."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import TemplateError
+
+from ..prompts import Message, Part, Prompt
+
+# Private-use characters mark, in a rendered chat template, where a part's own token ids belong.
+_MARK = re.compile("\ue000(\\d+)\ue001")
+
+
+@dataclass(frozen=True, slots=True)
+class PromptIds:
+    """A prompt as token ids: `[header + context]` and `[question + answer header]`."""
+
+    context: tuple[int, ...]
+    question: tuple[int, ...]
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """Both, joined."""
+        return self.context + self.question
+
+
+class PromptEncoder:
+    """Turns prompts into token ids, by the tokenizer's chat template or plainly.
+
+    Training and inference both go through here, so that they see the same ids.
+    """
+
+    def __init__(self, tokenizer: Any, chat: bool) -> None:
+        self._tokenizer = tokenizer
+        self.chat = chat
+
+    def data_ids(self, text: str) -> list[int]:
+        """Tokenise untrusted text: what looks like a control token is spelled out, not obeyed."""
+        ids: list[int] = self._tokenizer.encode(
+            text, add_special_tokens=False, split_special_tokens=True, verbose=False
+        )
+        return ids
+
+    def _instruction_ids(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False, verbose=False)
+        return ids
+
+    def encode(self, prompt: Prompt) -> PromptIds:
+        """Tokenise a prompt part by part and join the ids, as training does too."""
+        messages, data = _marked(prompt.messages)
+        rendered = self._render(messages)
+        context: list[int] = []
+        ids: list[int] = [] if self.chat else self._start_ids()
+        for place, piece in enumerate(_MARK.split(rendered)):
+            if place % 2 == 0:
+                ids += self._instruction_ids(piece) if piece else []
+            elif (part := data[int(piece)]) is None:
+                context, ids = ids, []
+            else:
+                ids += self.data_ids(part.text)
+        return PromptIds(tuple(context), tuple(ids))
+
+    def _render(self, messages: list[dict[str, str]]) -> str:
+        if not self.chat:
+            return "\n\n".join(message["content"] for message in messages)
+        try:
+            return self._apply_template(messages)
+        except TemplateError:  # no system role in this template: say it in the user's turn
+            merged = "\n\n".join(message["content"] for message in messages)
+            return self._apply_template([{"role": "user", "content": merged}])
+
+    def _apply_template(self, messages: list[dict[str, str]]) -> str:
+        rendered: str = self._tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
+        return rendered
+
+    def _start_ids(self) -> list[int]:
+        """Return what the tokenizer puts before a plain text: a beginning token, or nothing."""
+        ids: list[int] = self._tokenizer.encode("")
+        return [token for token in ids if token == self._tokenizer.bos_token_id]
+
+
+def _marked(messages: Sequence[Message]) -> tuple[list[dict[str, str]], list[Part | None]]:
+    """Return messages for a chat template with marks for data, and the data behind the marks.
+
+    The mark whose data is None stands behind the last passage (before the user's words, if there
+    are no passages): there the context ends and the question begins.
+    """
+    flat = [(place, part) for place, message in enumerate(messages) for part in message.parts]
+    kinds = [part.kind for _, part in flat]
+    users = [message.role for message in messages].index("user")
+    if "context" in kinds:
+        boundary = len(kinds) - kinds[::-1].index("context")
+    else:
+        boundary = [place for place, _ in flat].index(users)
+    contents = [""] * len(messages)
+    data: list[Part | None] = []
+    for number, (place, part) in enumerate(flat):
+        if number == boundary:
+            contents[place] += f"\ue000{len(data)}\ue001"
+            data.append(None)
+        if part.kind == "instruction":
+            contents[place] += part.text
+        else:
+            contents[place] += f"\ue000{len(data)}\ue001"
+            data.append(part)
+    roles = [message.role for message in messages]
+    return [{"role": r, "content": c} for r, c in zip(roles, contents, strict=True)], data

@@ -1,0 +1,149 @@
+"""A generator behind any OpenAI-compatible server: vLLM, llama.cpp, Ollama, or a hosted one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from ..errors import MissingExtra, ModelError
+from ..prompts import Prompt
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+
+# Spellings of control tokens in common chat templates. A server parses them in the text it is sent.
+_CONTROL = re.compile(
+    r"<\|[^|<>\s]{1,40}\|>|</?s>|<(?:start|end)_of_turn>|<(?:bos|eos|pad|unk)>|"
+    r"\[/?INST\]|<<\/?SYS>>|<｜[^｜<>]{1,40}｜>",
+    re.IGNORECASE,
+)
+_BYTES_PER_TOKEN = 3  # on the safe side: English takes about 4 bytes a token
+
+
+def neutralise(text: str) -> str:
+    """Break what looks like a control token with a zero-width space after its first character."""
+    return _CONTROL.sub(lambda match: match[0][0] + "\u200b" + match[0][1:], text)
+
+
+def as_messages(prompt: Prompt) -> list[dict[str, str]]:
+    """Return a prompt as chat messages, with control tokens in its data made harmless."""
+    return [
+        {
+            "role": message.role,
+            "content": "".join(
+                part.text if part.kind == "instruction" else neutralise(part.text)
+                for part in message.parts
+            ),
+        }
+        for message in prompt.messages
+    ]
+
+
+class ServerGenerator:
+    """Generates through a server's `/chat/completions`.
+
+    Tokens are estimated from bytes, since the server's tokenizer is not here.
+
+    Args:
+        base_url: such as `http://localhost:8000/v1`.
+        model: the model's name on the server.
+        api_key: sent as the bearer token; local servers take any.
+        window: the tokens that the server's model reads and writes together.
+        concurrency: requests in flight.
+        timeout: seconds until a request fails.
+
+    Raises:
+        MissingExtra: the package `openai` is not installed.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        *,
+        api_key: str = "none",
+        window: int = 8192,
+        concurrency: int = 8,
+        timeout: float = 120.0,
+    ) -> None:
+        try:
+            from openai import OpenAI
+        except ImportError as error:
+            raise MissingExtra("openai", "server", "a generator behind a server") from error
+        self.name = model
+        self.window = window
+        self._base_url = base_url
+        self._concurrency = concurrency
+        self._client: OpenAI = OpenAI(base_url=base_url, api_key=api_key, timeout=timeout)
+
+    def count(self, text: str) -> int:
+        """Estimate how many tokens a text takes."""
+        return -(-len(text.encode("utf-8", "replace")) // _BYTES_PER_TOKEN)
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        seed: int = 0,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> list[str]:
+        """Answer prompts, several requests at a time, in the prompts' order.
+
+        Raises:
+            ModelError: the server cannot be reached or refuses a request.
+        """
+        done = 0
+        texts = []
+        with ThreadPoolExecutor(self._concurrency) as pool:
+            jobs = [
+                pool.submit(self._complete, prompt, max_new_tokens, temperature, seed)
+                for prompt in prompts
+            ]
+            try:
+                for job in jobs:
+                    texts.append(job.result())
+                    done += 1
+                    progress(done)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return texts
+
+    def stream(
+        self, prompt: Prompt, *, max_new_tokens: int = 64, temperature: float = 0.0, seed: int = 0
+    ) -> Iterator[str]:
+        """Yield an answer's text piece by piece.
+
+        Raises:
+            ModelError: the server cannot be reached or refuses the request.
+        """
+        chunks = self._request(prompt, max_new_tokens, temperature, seed, stream=True)
+        for chunk in chunks:
+            if chunk.choices and (text := chunk.choices[0].delta.content):
+                yield text
+
+    def _complete(self, prompt: Prompt, max_new_tokens: int, temperature: float, seed: int) -> str:
+        reply = self._request(prompt, max_new_tokens, temperature, seed, stream=False)
+        return (reply.choices[0].message.content or "").strip() if reply.choices else ""
+
+    def _request(
+        self, prompt: Prompt, max_new_tokens: int, temperature: float, seed: int, *, stream: bool
+    ) -> Any:
+        from openai import OpenAIError
+
+        create: Any = self._client.chat.completions.create
+        try:
+            return create(
+                model=self.name,
+                messages=as_messages(prompt),
+                max_tokens=max_new_tokens,
+                temperature=temperature,
+                seed=seed,
+                stream=stream,
+            )
+        except OpenAIError as error:
+            raise ModelError(f"the server at {self._base_url} failed: {error}") from error

@@ -1,0 +1,285 @@
+"""Prompts: a question and its hits, packed to a token budget, as parts that know what they are.
+
+A prompt is messages of parts, not a string, for two reasons. Passages and questions are data: their
+parts are marked, so that a generator never reads a control token in them. And the place where the
+context ends stays known, so that virtual tokens can stand there
+(`[header + context] [virtual tokens] [question + answer header]`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from .errors import DataError, SettingsError
+from .types import Hit
+
+Kind: TypeAlias = Literal["instruction", "context", "question"]
+Sentences: TypeAlias = Callable[[str], Sequence[tuple[int, int]]]
+
+_PLACEHOLDER = re.compile(r"\{(context|question)\}")
+_CITATION = re.compile(r"\[\s*(\d{1,3}(?:\s*[,;]\s*\d{1,3})*)\s*\]")
+_ABSTENTION = re.compile(
+    r"^\W*(unknown|unanswerable|none|n/?a|no answer)\W*$|"
+    r"\b(i (do not|don['’]?t|cannot|can['’]?t) (know|answer|tell|determine|find)|"
+    r"(i['’]?m|i am) not sure|not enough information|"
+    r"(cannot|can['’]?t|could not) be (answered|determined|found)|"
+    r"(passages?|documents?|context|text)( (provided|given))? "
+    r"(do(es)? not|don['’]?t|doesn['’]?t) (mention|contain|say|state|provide|hold|specify)|"
+    r"(is|are|was|were) not (mentioned|stated|provided|given|specified|found) in the)\b",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A piece of a message. Only an `instruction` is trusted: it may hold control tokens."""
+
+    text: str
+    kind: Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What one role says."""
+
+    role: Literal["system", "user"]
+    parts: tuple[Part, ...]
+
+    @property
+    def text(self) -> str:
+        """The parts joined."""
+        return "".join(part.text for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Messages for a generator, and how many of the hits they show."""
+
+    messages: tuple[Message, ...]
+    shown: int
+
+    @property
+    def text(self) -> str:
+        """The messages' texts, one paragraph each: the prompt of the plain layout."""
+        return "\n\n".join(message.text for message in self.messages)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptStyle:
+    """The wording of a prompt.
+
+    `system` and `user` hold `{context}` and `{question}` once between them, the context before the
+    question. `passage` holds `{number}`, `{title}` and `{text}`; `titled` replaces it for passages
+    with a title. `alone` replaces `system`, and `user_alone` `user`, where there are no passages.
+    """
+
+    name: str
+    system: str
+    user: str
+    passage: str
+    titled: str
+    alone: str
+    user_alone: str = "Question: {question}"
+
+    def __post_init__(self) -> None:
+        """Refuse a style that could not show its context and question.
+
+        Raises:
+            SettingsError: a placeholder is missing, repeated, or in the wrong order.
+        """
+        found = _PLACEHOLDER.findall(self.system) + _PLACEHOLDER.findall(self.user)
+        if found != ["context", "question"] or _PLACEHOLDER.findall(self.user_alone) != [
+            "question"
+        ]:
+            raise SettingsError(
+                f"prompt style {self.name!r}: {{context}} and then {{question}} must stand in it "
+                "once each"
+            )
+
+
+_SPRING_INSTRUCTION = (
+    "According to the previous relevant passages, please answer the following question. "
+    "Only return the answer without any other words."
+)
+
+STYLES: dict[str, PromptStyle] = {
+    style.name: style
+    for style in (
+        PromptStyle(
+            name="ragkit",
+            system="",
+            user=(
+                "Answer the question with the passages below. Give only the answer, in as few "
+                "words as possible, and the number of the passage that holds it in brackets. "
+                "If no passage holds the answer, say: I don't know.\n\n"
+                "{context}\nQuestion: {question}"
+            ),
+            passage="[{number}] {text}\n",
+            titled="[{number}] {title}: {text}\n",
+            alone="",
+            user_alone=(
+                "Answer the question. Give only the answer, in as few words as possible. "
+                "If you do not know it, say: I don't know.\n\nQuestion: {question}"
+            ),
+        ),
+        # FlashRAG's default template (Jin et al., 2024), word for word, missing blanks included.
+        PromptStyle(
+            name="flashrag",
+            system=(
+                "Answer the question based on the given document."
+                "Only give me the answer and do not output any other words."
+                "\nThe following are given documents.\n\n{context}"
+            ),
+            user="Question: {question}",
+            passage="Doc {number}(Title: ) {text}\n",
+            titled="Doc {number}(Title: {title}) {text}\n",
+            alone=(
+                "Answer the question based on your own knowledge. "
+                "Only give me the answer and do not output any other words."
+            ),
+        ),
+        # The prompt baseline of SPRING (Zhu et al., 2025, arXiv 2405.19670).
+        PromptStyle(
+            name="spring",
+            system="",
+            user="{context}\n" + _SPRING_INSTRUCTION + "\nQuestion: {question}\nAnswer:",
+            passage="[{number}] {text}\n",
+            titled="[{number}] {title} {text}\n",
+            alone="",
+            user_alone="Question: {question}\nAnswer:",
+        ),
+    )
+}
+
+
+def style_named(name: str) -> PromptStyle:
+    """Return a prompt style by name.
+
+    Raises:
+        SettingsError: there is none of that name.
+    """
+    if name not in STYLES:
+        raise SettingsError(f"unknown prompt {name!r}; known are {', '.join(STYLES)}")
+    return STYLES[name]
+
+
+def build_prompt(
+    style: PromptStyle,
+    question: str,
+    hits: Sequence[Hit],
+    *,
+    budget: int,
+    window: int,
+    count: Callable[[str], int],
+    sentences: Sentences,
+) -> Prompt:
+    """Pack hits, best first, and the question into a prompt.
+
+    Passages are added whole while they fit. The first that does not fit is cut at the end of its
+    last sentence that does (or left out, if not even one fits), and nothing follows it. The
+    question is never cut.
+
+    Args:
+        style: the wording.
+        question: the question.
+        hits: the passages, best first.
+        budget: the tokens that the passages may take.
+        window: the tokens that the whole prompt may take.
+        count: counts a text's tokens.
+        sentences: gives a text's sentences, as character spans.
+
+    Raises:
+        DataError: the question alone does not fit into the window.
+    """
+    empty = _assemble(style, question, ())
+    room = window - sum(count(message.text) for message in empty.messages)
+    if room < 0:
+        raise DataError(
+            f"the question {question[:60]!r}… and its prompt take {window - room} tokens, the "
+            f"generator reads {window}. Shorten it, or choose a generator that reads more."
+        )
+    passages: list[str] = []
+    room = min(room, budget)
+    for number, hit in enumerate(hits, start=1):
+        passage = _passage(style, number, hit, hit.document.text)
+        tokens = count(passage)
+        if tokens > room:
+            if cut := _cut(style, number, hit, room, count, sentences):
+                passages.append(cut)
+            break
+        passages.append(passage)
+        room -= tokens
+    return _assemble(style, question, passages)
+
+
+def _passage(style: PromptStyle, number: int, hit: Hit, text: str) -> str:
+    template = style.titled if hit.document.title else style.passage
+    values = {"number": str(number), "title": hit.document.title, "text": text}
+    return re.sub(r"\{(number|title|text)\}", lambda match: values[match[1]], template)
+
+
+def _cut(
+    style: PromptStyle,
+    number: int,
+    hit: Hit,
+    room: int,
+    count: Callable[[str], int],
+    sentences: Sentences,
+) -> str:
+    """Return the passage cut at the end of the last sentence that fits; empty if none does."""
+    text = hit.document.text
+    ends = [end for _, end in sentences(text)]
+    low, high, best = 0, len(ends) - 1, ""
+    while low <= high:
+        middle = (low + high) // 2
+        passage = _passage(style, number, hit, text[: ends[middle]].rstrip())
+        if count(passage) <= room:
+            low, best = middle + 1, passage
+        else:
+            high = middle - 1
+    return best
+
+
+def _assemble(style: PromptStyle, question: str, passages: Sequence[str]) -> Prompt:
+    templates = (
+        (("system", style.system), ("user", style.user))
+        if passages
+        else (("system", style.alone), ("user", style.user_alone))
+    )
+    fill: dict[str, tuple[Part, ...]] = {
+        "context": tuple(Part(passage, "context") for passage in passages),
+        "question": (Part(question, "question"),),
+    }
+    messages = []
+    for role, template in templates:
+        parts: list[Part] = []
+        for place, piece in enumerate(_PLACEHOLDER.split(template)):
+            if place % 2:
+                parts.extend(fill[piece])
+            elif piece:
+                parts.append(Part(piece, "instruction"))
+        if parts:
+            messages.append(Message(role, tuple(parts)))  # type: ignore[arg-type]
+    return Prompt(tuple(messages), len(passages))
+
+
+def citations(text: str, shown: int) -> tuple[int, ...]:
+    """Return the passages that an answer cites as `[n]` or `[n, m]`: positions from 0, each once.
+
+    Numbers of no shown passage are left out.
+    """
+    numbers = [int(n) for group in _CITATION.findall(text) for n in re.findall(r"\d+", group)]
+    return tuple(dict.fromkeys(n - 1 for n in numbers if 1 <= n <= shown))
+
+
+def without_citations(text: str) -> str:
+    """Return an answer without its `[n]` marks, as answers are compared with gold ones."""
+    return re.sub(r"\s*" + _CITATION.pattern, "", text).strip()
+
+
+def abstains(text: str) -> bool:
+    """Tell whether an answer declines to answer (English wordings, or an empty answer)."""
+    return not text.strip() or bool(_ABSTENTION.search(text))

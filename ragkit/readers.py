@@ -1,0 +1,142 @@
+"""The reader: questions and hits to answers with citations, through a generator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+from .errors import SettingsError
+from .prompts import Prompt, PromptStyle, abstains, build_prompt, citations, style_named
+from .splitting import sentences
+from .types import Answer, Hit, Query
+
+
+class TextGenerator(Protocol):
+    """What a reader needs of a generator; `Generator` and `ServerGenerator` of models are some."""
+
+    @property
+    def window(self) -> int:
+        """The tokens that prompt and answer may take together."""
+        ...
+
+    def count(self, text: str) -> int:
+        """Return how many tokens a text takes."""
+        ...
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        seed: int,
+        progress: Callable[[int], None],
+    ) -> list[str]:
+        """Return the prompts' answers."""
+        ...
+
+    def stream(
+        self, prompt: Prompt, *, max_new_tokens: int, temperature: float, seed: int
+    ) -> Iterator[str]:
+        """Yield one answer piece by piece."""
+        ...
+
+
+class GeneratorReader:
+    """Reads answers from hits with a generator.
+
+    Args:
+        generator: writes the answers.
+        style: the prompt's wording, by name (`ragkit`, `flashrag`, `spring`) or given.
+        context_tokens: the tokens that the passages may take.
+        max_new_tokens: the tokens that an answer may take.
+        temperature: 0 is greedy.
+        seed: of the sampling, where the temperature is above 0.
+        progress: told how many answers are written, of how many.
+
+    Raises:
+        SettingsError: an unknown style, or numbers that leave no room.
+    """
+
+    def __init__(
+        self,
+        generator: TextGenerator,
+        *,
+        style: str | PromptStyle = "ragkit",
+        context_tokens: int = 2048,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        seed: int = 0,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        if context_tokens < 1 or max_new_tokens < 1 or temperature < 0:
+            raise SettingsError(
+                f"context_tokens {context_tokens} and max_new_tokens {max_new_tokens} must be at "
+                f"least 1, temperature {temperature} not negative"
+            )
+        self._generator = generator
+        self.style = style_named(style) if isinstance(style, str) else style
+        self._context_tokens = context_tokens
+        self._max_new_tokens = max_new_tokens
+        self._temperature = temperature
+        self._seed = seed
+        self.progress = progress
+
+    def read(self, queries: Sequence[Query], hits: Sequence[Sequence[Hit]]) -> list[Answer]:
+        """Answer each query from its hits.
+
+        Raises:
+            DataError: a question that does not fit into the generator's window.
+        """
+        pairs = list(zip(queries, hits, strict=True))
+        prompts = [self.prompt(query, found) for query, found in pairs]
+        texts = self._generator.generate(
+            prompts,
+            max_new_tokens=self._max_new_tokens,
+            temperature=self._temperature,
+            seed=self._seed,
+            progress=lambda done: self.progress(done, len(prompts)),
+        )
+        return [
+            self._answer(query, found, prompt, text)
+            for (query, found), prompt, text in zip(pairs, prompts, texts, strict=True)
+        ]
+
+    def stream(self, query: Query, hits: Sequence[Hit], write: Callable[[str], object]) -> Answer:
+        """Answer one query, handing each piece of text to `write` as it comes."""
+        prompt = self.prompt(query, hits)
+        pieces = []
+        for piece in self._generator.stream(
+            prompt,
+            max_new_tokens=self._max_new_tokens,
+            temperature=self._temperature,
+            seed=self._seed,
+        ):
+            pieces.append(piece)
+            write(piece)
+        return self._answer(query, hits, prompt, "".join(pieces).strip())
+
+    def prompt(self, query: Query, hits: Sequence[Hit]) -> Prompt:
+        """Return the prompt for a query and its hits, packed to the budget."""
+        return build_prompt(
+            self.style,
+            query.text,
+            hits,
+            budget=self._context_tokens,
+            window=self._generator.window - self._max_new_tokens - _TEMPLATE_TOKENS,
+            count=self._generator.count,
+            sentences=sentences,
+        )
+
+    def _answer(self, query: Query, hits: Sequence[Hit], prompt: Prompt, text: str) -> Answer:
+        return Answer(
+            query=query,
+            text=text,
+            hits=tuple(hits[: prompt.shown]),
+            prompt=prompt.text,
+            citations=citations(text, prompt.shown),
+            abstained=abstains(text),
+        )
+
+
+_TEMPLATE_TOKENS = 64  # what chat templates add: roles, turns, a default system message

@@ -1,0 +1,147 @@
+"""Rerankers: a cross-encoder, a generator as judge, and diversity."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import SettingsError
+from .prompts import Message, Part, Prompt
+from .types import Hit, Query, Reranker
+
+if TYPE_CHECKING:
+    from .stores.index import Index
+
+
+class PairScorer(Protocol):
+    """What a reranker needs of a cross-encoder; `ragkit.models.CrossEncoder` is one."""
+
+    def score(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
+        """Return each (query, text) pair's score, shape [pairs]."""
+        ...
+
+
+class Judge(Protocol):
+    """What a reranker needs of a generator; `ragkit.models.Generator` is one."""
+
+    def first_token_logprobs(
+        self, prompts: Sequence[Prompt], options: Sequence[Sequence[str]]
+    ) -> NDArray[np.float32]:
+        """Return the log-probability of each option's first token, [prompts, options]."""
+        ...
+
+
+class CrossEncoderReranker:
+    """Reranks by a cross-encoder's score of (query, title and text)."""
+
+    def __init__(self, model: PairScorer) -> None:
+        self._model = model
+
+    def rerank(
+        self, queries: Sequence[Query], hits: Sequence[Sequence[Hit]], k: int
+    ) -> list[list[Hit]]:
+        """Return the best `k` hits of each query by the model's scores."""
+        pairs = [
+            (query.text, hit.document.contents)
+            for query, found in zip(queries, hits, strict=True)
+            for hit in found
+        ]
+        return _best(hits, self._model.score(pairs), k)
+
+
+class GeneratorReranker:
+    """Reranks by asking a generator of each passage whether it answers the query.
+
+    The score is log p(yes) - log p(no) of the answer's first token, as in the pointwise relevance
+    generation of Liang et al., 2023 (HELM).
+    """
+
+    def __init__(self, generator: Judge) -> None:
+        self._generator = generator
+
+    def rerank(
+        self, queries: Sequence[Query], hits: Sequence[Sequence[Hit]], k: int
+    ) -> list[list[Hit]]:
+        """Return the best `k` hits of each query by the generator's judgement."""
+        prompts = [
+            _judgement(query, hit)
+            for query, found in zip(queries, hits, strict=True)
+            for hit in found
+        ]
+        options = (("Yes", "yes", " Yes", " yes"), ("No", "no", " No", " no"))
+        logprobs = self._generator.first_token_logprobs(prompts, options)
+        return _best(hits, logprobs[:, 0] - logprobs[:, 1], k)
+
+
+class DiversityReranker:
+    """Chooses hits that differ from one another, by maximal marginal relevance.
+
+    One by one, the hit with the greatest (1 - diversity) · relevance - diversity · similarity is
+    chosen (Carbonell and Goldstein, 1998): relevance is the hit's score scaled to 0…1 over the
+    list, similarity the greatest inner product of its stored vector with one chosen before.
+
+    Args:
+        index: holds the vectors; its dense store is needed.
+        diversity: 0 keeps the order, 1 ignores relevance.
+        reranker: re-orders the hits first, if given.
+
+    Raises:
+        SettingsError: `diversity` lies outside 0…1.
+        IndexStateError: the index has no dense store.
+    """
+
+    def __init__(self, index: Index, diversity: float, reranker: Reranker | None = None) -> None:
+        if not 0 <= diversity <= 1:
+            raise SettingsError(f"diversity must lie in 0…1, not {diversity}")
+        self._store = index.dense
+        self._documents = index.documents
+        self._diversity = diversity
+        self._reranker = reranker
+
+    def rerank(
+        self, queries: Sequence[Query], hits: Sequence[Sequence[Hit]], k: int
+    ) -> list[list[Hit]]:
+        """Return `k` hits of each query in the order in which they were chosen."""
+        if self._reranker:
+            depth = max(map(len, hits), default=0)
+            hits = self._reranker.rerank(queries, hits, depth)
+        return [self._choose(found, k) for found in hits]
+
+    def _choose(self, hits: Sequence[Hit], k: int) -> list[Hit]:
+        rows = np.array([self._documents.rows[hit.document.id] for hit in hits], np.int64)
+        vectors = self._store.vectors(rows)
+        scores = np.array([hit.score for hit in hits])
+        span = np.ptp(scores) if len(scores) else 0.0
+        relevance = (scores - scores.min()) / span if span else np.ones(len(scores))
+        chosen: list[int] = []
+        values: list[float] = []
+        nearest = np.zeros(len(hits))
+        for _ in range(min(k, len(hits))):
+            value = (1 - self._diversity) * relevance - self._diversity * nearest
+            value[chosen] = -np.inf
+            best = int(value.argmax())
+            nearest = np.maximum(nearest, vectors @ vectors[best])
+            chosen.append(best)
+            values.append(float(value[best]))
+        return [Hit(hits[i].document, value) for i, value in zip(chosen, values, strict=True)]
+
+
+def _judgement(query: Query, hit: Hit) -> Prompt:
+    parts = (
+        Part("Passage: ", "instruction"),
+        Part(hit.document.contents, "context"),
+        Part("\n\nQuestion: ", "instruction"),
+        Part(query.text, "question"),
+        Part("\n\nDoes the passage answer the question? Answer Yes or No.", "instruction"),
+    )
+    return Prompt((Message("user", parts),), shown=1)
+
+
+def _best(hits: Sequence[Sequence[Hit]], scores: NDArray[np.float32], k: int) -> list[list[Hit]]:
+    """Give the flat scores to the hits and sort; equal scores keep their order."""
+    values = iter(scores.tolist())
+    scored = [[Hit(hit.document, next(values)) for hit in found] for found in hits]
+    return [sorted(found, key=lambda hit: -hit.score)[:k] for found in scored]
