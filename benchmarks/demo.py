@@ -1,0 +1,96 @@
+"""The main job, on the sample set: index, answer with citations, measure.
+
+Run by `make demo`; needs no network and no GPU.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from ragkit import Index, Pipeline, evaluate
+from ragkit.assemble import PipelineSettings, assemble
+from ragkit.console import progress_bars
+from ragkit.corpus import read_documents, read_qrels, read_questions
+from ragkit.evaluation.report import results_table
+from ragkit.evaluation.results import Results
+from ragkit.models import BiEncoder
+from ragkit.types import Progress
+
+DATA = Path(__file__).parent / "data"
+OUTPUT = Path("demo-output")
+QUESTIONS = (
+    "Which metal turns liquid at about 30 degrees Celsius?",
+    "What is the name of the huge ringed impact basin on Callisto?",
+    "Which two countries signed the Treaty of Tordesillas?",
+)
+ANSWERED = 50
+console = Console(width=100 if not sys.stdout.isatty() else None)
+
+
+def main() -> None:
+    """Run the stages one after the other."""
+    started = time.perf_counter()
+    shutil.rmtree(OUTPUT, ignore_errors=True)
+    stage("Index", "the sample set's documents, for BM25 and dense search")
+    with bars() as progress:
+        documents = read_documents([DATA / "corpus.jsonl"])
+        encoder = BiEncoder.load("all-MiniLM-L6-v2")
+        index = Index.build(OUTPUT / "kb", documents, encoder=encoder, progress=progress)
+    console.print(f"{len(index)} documents in {index.path}")
+
+    stage("Answer", "three questions, from the five best passages of hybrid retrieval")
+    settings = PipelineSettings(index=OUTPUT / "kb")
+    pipeline = assemble(settings)
+    for question in QUESTIONS:
+        answer(pipeline, question)
+
+    stage("Measure", f"retrieval on all test questions, answers on {ANSWERED} of them")
+    console.print(results_table(measure(settings, pipeline), title="Sample set, test questions"))
+    console.print("In brackets: 95 % bootstrap intervals. Run folders are in", str(OUTPUT / "runs"))
+    console.print(f"Done in {time.perf_counter() - started:.0f} seconds.")
+
+
+def answer(pipeline: Pipeline, question: str) -> None:
+    """Ask one question and show the answer with the passages it rests on."""
+    answer = pipeline.ask(question)
+    console.print(f"\n[bold]{question}[/bold]")
+    console.print(answer.text, markup=False)
+    for position in answer.citations:
+        document = answer.hits[position].document
+        console.print(f"  [{position + 1}] {document.title}: {document.text}", markup=False)
+
+
+def measure(settings: PipelineSettings, pipeline: Pipeline) -> list[tuple[str, Results]]:
+    """Measure three retrievers, then the reader on the hybrid one's passages."""
+    examples = read_questions(DATA / "test.jsonl")
+    qrels = read_qrels(DATA / "qrels" / "test.tsv")
+    rows = []
+    with bars() as progress:
+        for name in ("bm25", "dense", "hybrid"):
+            retriever = assemble(replace(settings, retriever=name), read=False)
+            folder = OUTPUT / "runs" / name
+            progress(name, 0, len(examples))
+            rows.append((name, evaluate(retriever, examples, qrels=qrels, output=folder)))
+            progress(name, len(examples), len(examples))
+        pipeline.reader.progress = lambda done, total: progress("read", done, total)
+        # Every third question, so that all topics are asked about.
+        some = examples[:: len(examples) // ANSWERED][:ANSWERED]
+        folder = OUTPUT / "runs" / "answers"
+        results = evaluate(pipeline, some, qrels=qrels, output=folder)
+    rows.append(("hybrid + reader", results))
+    return rows
+
+
+def stage(name: str, what: str) -> None:
+    """Announce a stage."""
+    console.rule(f"[bold]{name}[/bold]: {what}")
+
+
+if __name__ == "__main__":
+    main()
