@@ -20,7 +20,6 @@ from ragkit.corpus import read_documents, read_qrels, read_questions
 from ragkit.evaluation.report import results_table
 from ragkit.evaluation.results import Results
 from ragkit.models import BiEncoder
-from ragkit.types import Progress
 
 DATA = Path(__file__).parent / "data"
 OUTPUT = Path("demo-output")
@@ -38,7 +37,7 @@ def main() -> None:
     started = time.perf_counter()
     shutil.rmtree(OUTPUT, ignore_errors=True)
     stage("Index", "the sample set's documents, for BM25 and dense search")
-    with bars() as progress:
+    with progress_bars() as progress:
         documents = read_documents([DATA / "corpus.jsonl"])
         encoder = BiEncoder.load("all-MiniLM-L6-v2")
         index = Index.build(OUTPUT / "kb", documents, encoder=encoder, progress=progress)
@@ -71,7 +70,7 @@ def measure(settings: PipelineSettings, pipeline: Pipeline) -> list[tuple[str, R
     examples = read_questions(DATA / "test.jsonl")
     qrels = read_qrels(DATA / "qrels" / "test.tsv")
     rows = []
-    with bars() as progress:
+    with progress_bars() as progress:
         for name in ("bm25", "dense", "hybrid"):
             retriever = assemble(replace(settings, retriever=name), read=False)
             folder = OUTPUT / "runs" / name

@@ -149,7 +149,7 @@ def ask(
         title = f"{hit.document.title}: " if hit.document.title else ""
         print(f"{mark}[{position + 1}] {hit.document.id}  {title}{_snippet(hit.document.text)}")
     if answer.citations:
-        say("* cited by the answer")
+        say("* holds the answer's words" if answer.attributed else "* cited by the answer")
 
 
 @app.command
@@ -307,6 +307,7 @@ def _answer(answer: Answer) -> dict[str, Any]:
         "answer": answer.text,
         "abstained": answer.abstained,
         "citations": [document.id for document in answer.cited],
+        "attributed": answer.attributed,
         "hits": [_hit(hit) for hit in answer.hits],
     }
 

@@ -123,15 +123,17 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     check_output(path, replace)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    retired = temporary.with_name(temporary.name + ".old")
     try:
         yield temporary
         temporary.chmod(0o755)
-        retired = temporary.with_name(temporary.name + ".old")
         if path.exists():
             path.replace(retired)
         temporary.replace(path)
         _remove(retired)
     except BaseException:
+        if retired.exists() and not path.exists():
+            retired.replace(path)
         _remove(temporary)
         raise
     sync_folder(path.parent)

@@ -110,19 +110,17 @@ STYLES: dict[str, PromptStyle] = {
     for style in (
         PromptStyle(
             name="ragkit",
-            system="",
-            user=(
-                "Answer the question with the passages below. Give only the answer, in as few "
-                "words as possible, and the number of the passage that holds it in brackets. "
-                "If no passage holds the answer, say: I don't know.\n\n"
-                "{context}\nQuestion: {question}"
+            system=(
+                "Answer the question based on the given passages. Give only the answer, in a few "
+                "words, and cite the passage that holds it by its number, such as [2]. "
+                "If the passages do not hold the answer, say: I don't know.\n\n{context}"
             ),
+            user="Question: {question}",
             passage="[{number}] {text}\n",
             titled="[{number}] {title}: {text}\n",
-            alone="",
-            user_alone=(
-                "Answer the question. Give only the answer, in as few words as possible. "
-                "If you do not know it, say: I don't know.\n\nQuestion: {question}"
+            alone=(
+                "Answer the question. Give only the answer, in a few words. "
+                "If you do not know it, say: I don't know."
             ),
         ),
         # FlashRAG's default template (Jin et al., 2024), word for word, missing blanks included.

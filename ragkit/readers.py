@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
@@ -9,6 +10,52 @@ from .errors import SettingsError
 from .prompts import Prompt, PromptStyle, abstains, build_prompt, citations, style_named
 from .splitting import sentences
 from .types import Answer, Hit, Query
+
+_TEMPLATE_TOKENS = 64  # what chat templates add: roles, turns, a default system message
+_SUPPORT = 0.5
+_FUNCTION_WORDS = frozenset(
+    [
+        "a",
+        "an",
+        "and",
+        "answer",
+        "are",
+        "as",
+        "at",
+        "be",
+        "but",
+        "by",
+        "for",
+        "from",
+        "had",
+        "has",
+        "have",
+        "he",
+        "her",
+        "his",
+        "in",
+        "is",
+        "it",
+        "its",
+        "not",
+        "of",
+        "on",
+        "or",
+        "question",
+        "she",
+        "that",
+        "the",
+        "their",
+        "they",
+        "this",
+        "to",
+        "was",
+        "were",
+        "which",
+        "who",
+        "with",
+    ]
+)
 
 
 class TextGenerator(Protocol):
@@ -129,14 +176,33 @@ class GeneratorReader:
         )
 
     def _answer(self, query: Query, hits: Sequence[Hit], prompt: Prompt, text: str) -> Answer:
+        shown, abstained = tuple(hits[: prompt.shown]), abstains(text)
+        cited = citations(text, prompt.shown)
+        attributed = not cited and not abstained
         return Answer(
             query=query,
             text=text,
-            hits=tuple(hits[: prompt.shown]),
+            hits=shown,
             prompt=prompt.text,
-            citations=citations(text, prompt.shown),
-            abstained=abstains(text),
+            citations=attribute(text, query.text, shown) if attributed else cited,
+            attributed=attributed,
+            abstained=abstained,
         )
 
 
-_TEMPLATE_TOKENS = 64  # what chat templates add: roles, turns, a default system message
+def attribute(text: str, question: str, hits: Sequence[Hit]) -> tuple[int, ...]:
+    """Return the position of the hit that an answer's words come from, or nothing.
+
+    Small generators seldom write `[n]`. Of the answer's words that are not the question's, the hit
+    must hold at least half; the one that holds most of them is it, the better ranked of equals.
+    """
+    words = _content_words(text) - _content_words(question) or _content_words(text)
+    if not words or not hits:
+        return ()
+    shares = [len(words & _content_words(hit.document.contents)) / len(words) for hit in hits]
+    best = max(shares)
+    return (shares.index(best),) if best >= _SUPPORT else ()
+
+
+def _content_words(text: str) -> set[str]:
+    return {word for word in re.findall(r"\w+", text.lower()) if word not in _FUNCTION_WORDS}

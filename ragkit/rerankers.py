@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import SettingsError
+from .errors import IndexStateError, SettingsError
 from .prompts import Message, Part, Prompt
 from .types import Hit, Query, Reranker
 
@@ -81,7 +81,8 @@ class DiversityReranker:
 
     One by one, the hit with the greatest (1 - diversity) · relevance - diversity · similarity is
     chosen (Carbonell and Goldstein, 1998): relevance is the hit's score scaled to 0…1 over the
-    list, similarity the greatest inner product of its stored vector with one chosen before.
+    list, similarity the greatest inner product of its stored vector with one chosen before, and at
+    least 0, so that the values of the hits chosen never rise.
 
     Args:
         index: holds the vectors; its dense store is needed.
@@ -90,7 +91,7 @@ class DiversityReranker:
 
     Raises:
         SettingsError: `diversity` lies outside 0…1.
-        IndexStateError: the index has no dense store.
+        IndexStateError: the index has no dense store, or does not hold a hit's document.
     """
 
     def __init__(self, index: Index, diversity: float, reranker: Reranker | None = None) -> None:
@@ -110,8 +111,16 @@ class DiversityReranker:
             hits = self._reranker.rerank(queries, hits, depth)
         return [self._choose(found, k) for found in hits]
 
+    def _row(self, hit: Hit) -> int:
+        row: int | None = self._documents.rows.get(hit.document.id)
+        if row is None:
+            raise IndexStateError(
+                f"the hit {hit.document.id!r} is not in the index that the diversity is measured by"
+            )
+        return row
+
     def _choose(self, hits: Sequence[Hit], k: int) -> list[Hit]:
-        rows = np.array([self._documents.rows[hit.document.id] for hit in hits], np.int64)
+        rows = np.array([self._row(hit) for hit in hits], np.int64)
         vectors = self._store.vectors(rows)
         scores = np.array([hit.score for hit in hits])
         span = np.ptp(scores) if len(scores) else 0.0

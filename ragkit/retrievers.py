@@ -158,7 +158,7 @@ class HybridRetriever:
         if fusion not in ("rrf", "weighted"):
             raise SettingsError(f"unknown fusion {fusion!r}; known are rrf, weighted")
         weights = [1.0] * len(retrievers) if weights is None else list(weights)
-        if not retrievers or len(weights) != len(retrievers) or min(weights) < 0:
+        if not retrievers or len(weights) != len(retrievers) or not min(weights) >= 0:
             raise SettingsError(
                 f"{len(retrievers)} retrievers and the weights {weights}: "
                 "fusion needs one weight, not negative, a retriever"

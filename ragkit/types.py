@@ -62,7 +62,8 @@ class Answer:
 
     `hits` are the hits that the prompt showed, in the order of their numbers there (the first is
     `[1]`); `citations` are positions in `hits`, counted from 0, in the order in which the text
-    cites them. `abstained` says that the reader declined to answer.
+    cites them. Where it cites nothing, `attributed` is true, and they name the hit that holds its
+    words, if one does. `abstained` says that the reader declined to answer.
     """
 
     query: Query
@@ -70,6 +71,7 @@ class Answer:
     hits: tuple[Hit, ...]
     prompt: str
     citations: tuple[int, ...] = ()
+    attributed: bool = False
     abstained: bool = False
 
     @property

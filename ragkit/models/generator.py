@@ -44,7 +44,7 @@ class Generator:
         name: str = "",
         *,
         layout: Layout = "auto",
-        batch_tokens: int = 8192,
+        batch_tokens: int = 16_384,
     ) -> None:
         if layout not in ("auto", "chat", "plain"):
             raise SettingsError(f"unknown layout {layout!r}; known are auto, chat, plain")

@@ -205,7 +205,12 @@ class Bm25Store:
 
         Returns:
             The hits' rows and their scores, an array each per query, best first.
+
+        Raises:
+            SettingsError: `k` is below 1.
         """
+        if k < 1:
+            raise SettingsError(f"k must be at least 1, not {k}")
         weights = [self._weights(text) for text in texts]
         found = [
             self._search_segment(place, weights, k, mask) for place in range(len(self.starts) - 1)
@@ -272,7 +277,7 @@ def _pack(weights: list[dict[str, float]], terms: dict[str, int]) -> tuple[Any, 
     for weighted in weights:
         for term, weight in weighted.items():
             number = terms.get(term)
-            if number is not None and weight:
+            if number is not None:
                 numbers.append(number)
                 factors.append(weight)
         indptr.append(len(numbers))

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from ..artefacts import file_hash, write_json
+from ..artefacts import file_hash, fingerprint, write_json
 from ..errors import DataError, SettingsError
 from ..types import Document, Progress
 from .analysis import Analyser
 from .bm25 import Bm25Settings, write_postings
-from .dense import AnnSettings, build_ann
+from .dense import AnnSettings, build_ann, check_ann
 from .documents import DocumentStore, DocumentWriter
 from .embeddings import DocumentEncoder, write_embeddings
 
@@ -49,6 +49,8 @@ def build_index(
         raise SettingsError("the dense store needs an encoder")
     dense_encoder = encoder if "dense" in stores else None
     ann = ann or AnnSettings()
+    if dense_encoder:
+        check_ann(ann, dense_encoder.dimension)
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "ragkit": version("ragkit"),
@@ -206,6 +208,7 @@ def _commit(path: Path, staging: Path, folders: Sequence[Path], manifest: dict[s
     if ann and ann["file"]:
         (path / "ann").mkdir(exist_ok=True)
         (staging / ann["file"]).replace(path / "ann" / ann["file"])
+    manifest["checksum"] = fingerprint(manifest)
     write_json(path / "manifest.json", manifest)
     live = {folder.name for folder in folders} | {ann["file"] if ann else None, staging.name}
     for leftover in [*(path / "segments").iterdir(), *(path / "ann").glob("*")]:

@@ -16,7 +16,7 @@ import faiss as _faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import IndexStateError, SettingsError
+from ..errors import IndexStateError, ModelError, SettingsError
 from .embeddings import Vectors
 
 faiss: Any = _faiss  # its stubs describe the C++ signatures, not the Python wrapper's
@@ -74,10 +74,8 @@ def build_ann(
     """
     total = sum(len(part) for part in embeddings)
     factory = settings.factory_for(total)
+    index = _new_index(embeddings[0].shape[1], factory)
     try:
-        index = faiss.index_factory(embeddings[0].shape[1], factory, faiss.METRIC_INNER_PRODUCT)
-        if factory.startswith("HNSW"):
-            faiss.ParameterSpace().set_index_parameters(index, "efConstruction=200")
         if not index.is_trained:
             index.train(_sample(embeddings, total))
     except RuntimeError as error:
@@ -94,6 +92,37 @@ def build_ann(
             done += len(block)
             progress(done, total)
     faiss.write_index(index, str(path))
+
+
+def check_ann(settings: AnnSettings, dimension: int) -> None:
+    """Refuse settings that FAISS refuses, before anything is encoded.
+
+    Raises:
+        SettingsError: the factory string or the search parameters mean nothing to FAISS.
+    """
+    factory = settings.factory_for(1_000_000)
+    if factory:
+        _set_search(_new_index(dimension, factory), settings.search)
+
+
+def _new_index(dimension: int, factory: str) -> Any:
+    try:
+        index = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
+        if factory.startswith("HNSW"):
+            faiss.ParameterSpace().set_index_parameters(index, "efConstruction=200")
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise SettingsError(
+            f"FAISS refuses the factory string {factory!r} for {dimension} components: {reason}"
+        ) from error
+    return index
+
+
+def _set_search(index: Any, search: str) -> None:
+    try:
+        faiss.ParameterSpace().set_index_parameters(index, search)
+    except RuntimeError as error:
+        raise SettingsError(f"FAISS refuses the search parameters {search!r}") from error
 
 
 def _sample(embeddings: Sequence[Vectors], total: int) -> Vectors:
@@ -117,22 +146,12 @@ class _Ann:
                 f"{path}: FAISS cannot read it. Build the index again."
             ) from error
         self.size = int(self._index.ntotal)
-        self._set(search)
-
-    def _set(self, search: str) -> None:
-        defaults = {"IndexHNSW": "efSearch=128", "IndexIVF": f"nprobe={self._default_probes()}"}
-        for name, default in defaults.items():
-            if isinstance(faiss.downcast_index(self._index), getattr(faiss, name)):
-                faiss.ParameterSpace().set_index_parameters(self._index, default)
-        if search:
-            try:
-                faiss.ParameterSpace().set_index_parameters(self._index, search)
-            except RuntimeError as error:
-                raise SettingsError(f"FAISS refuses the search parameters {search!r}") from error
-
-    def _default_probes(self) -> int:
-        lists = int(getattr(faiss.downcast_index(self._index), "nlist", 1))
-        return max(8, lists // 16)
+        index = faiss.downcast_index(self._index)
+        if isinstance(index, faiss.IndexHNSW):
+            index.hnsw.efSearch = 128
+        elif isinstance(index, faiss.IndexIVF):
+            index.nprobe = max(8, index.nlist // 16)
+        _set_search(self._index, search)
 
     def search(
         self, vectors: Vectors, k: int, mask: NDArray[np.bool_] | None
@@ -213,17 +232,23 @@ class DenseStore:
 
         Returns:
             The hits' rows and their scores, an array each per query, best first; equal scores in
-            row order.
+            row order, but which of them take the last places is FAISS's choice.
 
         Raises:
             IndexStateError: the vectors have another dimension than the embeddings.
+            ModelError: a vector holds NaN or an infinity.
+            SettingsError: `k` is below 1.
         """
+        if k < 1:
+            raise SettingsError(f"k must be at least 1, not {k}")
         if vectors.ndim != 2 or vectors.shape[1] != self.dimension:
             raise IndexStateError(
                 f"query vectors have shape {vectors.shape}, the index holds {self.dimension} "
                 "components. Search with the encoder that the index was built with."
             )
         vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+        if not np.isfinite(vectors).all():
+            raise ModelError("the encoder gave NaN or an infinity for a query")
         covered, parts = 0, []
         if self._ann and not exact and not _narrow(mask):
             found = self._ann.search(vectors, min(k, self._ann.size), mask)

@@ -136,11 +136,25 @@ class _Segment:
 
     def __getitem__(self, row: int) -> Document:
         line = self._bytes[int(self.offsets[row]) : int(self.offsets[row + 1])]
-        record = json.loads(line)
-        return Document(record["id"], record["text"], record["title"], record["metadata"])
+        try:
+            record = json.loads(line)
+            return Document(record["id"], record["text"], record["title"], record["metadata"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise IndexStateError(
+                f"{self.folder / 'documents.jsonl'}:{row + 1}: the line is damaged ({error}). "
+                "Build the index again."
+            ) from error
 
     def ids(self) -> list[str]:
-        ids: list[str] = json.loads((self.folder / "ids.json").read_text(encoding="utf-8"))
+        path = self.folder / "ids.json"
+        try:
+            ids: list[str] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise IndexStateError(
+                f"{path}: cannot be read ({error}). Build the index again."
+            ) from error
+        if not isinstance(ids, list) or len(ids) != len(self):
+            raise IndexStateError(f"{path}: not {len(self)} ids. Build the index again.")
         return ids
 
 

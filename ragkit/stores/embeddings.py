@@ -43,7 +43,7 @@ def open_embeddings(path: Path, rows: int) -> Vectors:
     """
     try:
         array = np.load(path, mmap_mode="r")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise IndexStateError(
             f"{path}: cannot be read ({error}). Build the index again."
         ) from error
@@ -72,7 +72,7 @@ def write_embeddings(
         progress: told how many rows are done.
 
     Raises:
-        ModelError: the encoder gave a vector with NaN or an infinity.
+        ModelError: the encoder gave vectors of another shape, or with NaN or an infinity.
     """
     shape = (rows, encoder.dimension)
     out = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
@@ -83,6 +83,11 @@ def write_embeddings(
             progress(start + done)
 
         vectors = encoder.encode_documents(texts(start, stop), progress=report)
+        if vectors.shape != (stop - start, encoder.dimension):
+            raise ModelError(
+                f"the encoder gave vectors of shape {vectors.shape} for {stop - start} documents, "
+                f"expected {(stop - start, encoder.dimension)}"
+            )
         if not np.isfinite(vectors).all():
             row = start + int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
             raise ModelError(f"the encoder gave NaN or an infinity for the document in row {row}")

@@ -58,7 +58,12 @@ class Index:
                 f"{path}: index format {manifest.get('format')!r}, this ragkit reads {FORMAT}. "
                 "Build the index again with this version."
             )
-        return cls(path, manifest)
+        try:
+            return cls(path, manifest)
+        except (KeyError, TypeError) as error:
+            raise IndexStateError(
+                f"{path / 'manifest.json'}: its segments cannot be read. Build the index again."
+            ) from error
 
     @classmethod
     def build(
@@ -117,10 +122,13 @@ class Index:
             IndexStateError: the index was built without one.
         """
         self._require("bm25", "analyser")
-        analyser = Analyser.from_json(self.manifest["analyser"])
-        settings = Bm25Settings(**self.manifest["bm25"])
-        folders = [folder / "bm25" for folder in self._folders]
-        return self._opened(lambda: Bm25Store(folders, analyser, settings))
+
+        def load() -> Bm25Store:
+            analyser = Analyser.from_json(self.manifest["analyser"])
+            settings = Bm25Settings(**self.manifest["bm25"])
+            return Bm25Store([folder / "bm25" for folder in self._folders], analyser, settings)
+
+        return self._opened(load)
 
     @cached_property
     def dense(self) -> DenseStore:
@@ -130,11 +138,11 @@ class Index:
             IndexStateError: the index was built without one.
         """
         self._require("dense", "encoder")
-        sizes = [segment["documents"] for segment in self.manifest["segments"]]
-        ann = self.manifest["ann"]
-        file = self.path / "ann" / ann["file"] if ann["file"] else None
 
         def load() -> DenseStore:
+            ann = self.manifest["ann"]
+            file = self.path / "ann" / ann["file"] if ann["file"] else None
+            sizes = [segment["documents"] for segment in self.manifest["segments"]]
             pairs = zip(self._folders, sizes, strict=True)
             arrays = [open_embeddings(folder / "embeddings.npy", rows) for folder, rows in pairs]
             return DenseStore(arrays, file, ann["search"])
@@ -170,6 +178,9 @@ class Index:
         """
         files = self._files()
         problems = []
+        manifest = {key: value for key, value in self.manifest.items() if key != "checksum"}
+        if fingerprint(manifest) != self.manifest.get("checksum"):
+            problems.append(f"{self.path / 'manifest.json'}: changed since it was written")
         for done, (name, expected) in enumerate(files.items()):
             progress("check files", done, len(files))
             file = self.path / name
@@ -203,7 +214,9 @@ class Index:
 
     def size(self) -> int:
         """Return the bytes on disk of all live files."""
-        return sum((self.path / name).stat().st_size for name in self._files())
+        return self._opened(
+            lambda: sum((self.path / name).stat().st_size for name in self._files())
+        )
 
     def _require(self, store: str, key: str) -> None:
         if key not in self.manifest:
@@ -215,7 +228,9 @@ class Index:
     def _opened(self, load: Callable[[], T]) -> T:
         try:
             return load()
-        except (OSError, ValueError, KeyError) as error:
+        except IndexStateError:
+            raise
+        except Exception as error:  # a damaged file can make its reader raise anything
             raise IndexStateError(
                 f"{self.path}: damaged ({error}). See `ragkit-index check --index {self.path}`."
             ) from error

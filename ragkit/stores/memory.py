@@ -62,6 +62,8 @@ class _RankBm25:
     def search(
         self, texts: Sequence[str], k: int, mask: NDArray[np.bool_] | None = None
     ) -> tuple[list[Rows], list[Scores]]:
+        if k < 1:
+            raise SettingsError(f"k must be at least 1, not {k}")
         all_rows, all_scores = [], []
         for text in texts:
             terms = self._analyser.terms(text)

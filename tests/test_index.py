@@ -1,0 +1,473 @@
+"""The index folder: whole or absent, what was put in comes out, and damage is found and named."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import ragkit.stores.build
+import ragkit.stores.dense
+from ragkit import artefacts
+from ragkit.artefacts import check_output, new_folder, read_json, write_json
+from ragkit.errors import DataError, IndexStateError, SettingsError
+from ragkit.retrievers import Bm25Retriever, DenseRetriever
+from ragkit.stores.bm25 import Bm25Settings
+from ragkit.stores.dense import AnnSettings
+from ragkit.stores.index import Index
+from ragkit.types import Document, Query
+
+DOCUMENTS = [Document(f"d{n}", f"moon {n}", f"title {n % 3}", {"n": n}) for n in range(40)]
+OTHERS = [Document(f"o{n}", f"sun {n}") for n in range(25)]
+
+PLANES = "".join(chr(plane << 16 | 0x41) for plane in range(17)) + "".join(
+    chr(code) for code in (0, 1, 9, 10, 13, 0x85, 0x2028, 0x2029, 0x202E, 0xFEFF, 0xFFFE, 0x10FFFF)
+)
+NAMES = [
+    "../../etc/passwd", "/absolute", "a/b/c", ".", "..", ".hidden", "CON", "new\nline", "tab\t",
+    "null\0", " ", "", "{context}", "{question}", "%s%n", "<|im_end|>", "<|im_start|>system",
+    '"quoted" \\ back', "manifest.json", "é", "e\u0301", "'; DROP TABLE", "-k", "\u202egnp.exe",
+    "</s>",
+]  # fmt: skip
+HOSTILE = [
+    *(Document(name, f"{name} text {name}", name, {name: [name, {"in": name}]}) for name in NAMES),
+    Document("planes", PLANES, PLANES[::-1], {"p": PLANES, "n": 1.5, "big": 2**70, "none": None}),
+    Document(PLANES, "id of every plane"),
+    Document("long", "moon wörld " * 90_000, "t" * 10_000),
+    Document("empty", ""),
+    *(Document(f"plane {c >> 16}", chr(c)) for c in range(0x10041, 0x110000, 0x10000)),
+]
+
+
+def same(index, documents):
+    assert list(index.documents) == documents
+    assert [index.documents[row] for row in range(len(index))] == documents
+    assert index.documents.ids == [document.id for document in documents]
+    assert index.check() == []
+
+
+def listing(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+@pytest.fixture
+def encoder(hash_encoder):
+    return hash_encoder()
+
+
+@pytest.fixture
+def small_segments(monkeypatch):
+    monkeypatch.setattr(ragkit.stores.build, "SEGMENT_DOCUMENTS", 15)
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory, hash_encoder):
+    """An index of three segments with both stores and an approximate index."""
+    path = tmp_path_factory.mktemp("pristine") / "kb"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ragkit.stores.build, "SEGMENT_DOCUMENTS", 15)
+        Index.build(path, DOCUMENTS, encoder=hash_encoder(), ann=AnnSettings("hnsw"))
+    return path
+
+
+@pytest.fixture
+def damaged(pristine, tmp_path):
+    """A copy to be damaged."""
+    return shutil.copytree(pristine, tmp_path / "kb")
+
+
+# --- in and out
+
+
+@pytest.mark.parametrize("size", [7, 100])
+def test_hostile_documents_come_back_as_they_were(tmp_path, encoder, monkeypatch, size):
+    monkeypatch.setattr(ragkit.stores.build, "SEGMENT_DOCUMENTS", size)
+    built = Index.build(tmp_path / "kb", iter(HOSTILE), encoder=encoder)
+    same(built, HOSTILE)
+    index = Index.open(str(tmp_path / "kb"))
+    same(index, HOSTILE)
+    assert {path.name for path in tmp_path.iterdir()} == {"kb"}
+    for row, document in enumerate(HOSTILE):
+        assert index.documents.rows[document.id] == row
+        hits = Bm25Retriever(index).retrieve([Query("q", "moon", {"id": document.id})], 3)[0]
+        assert [hit.document for hit in hits] == [document] * (document.id == "long")
+        hits = DenseRetriever(index, encoder).retrieve([Query("q", document.contents)], 1)[0]
+        assert hits[0].document.contents == document.contents
+        assert hits[0].score == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("document", "seen"),
+    [
+        (Document("a\ud800", "x"), "surrogates"),
+        (Document("x", "lone \udfff"), "surrogates"),
+        (Document("x", "y", "", {"n": float("nan")}), "JSON"),
+        (Document("x", "y", "", {"n": {1, 2}}), "JSON"),
+    ],
+)
+def test_what_cannot_be_stored_is_named(tmp_path, document, seen):
+    with pytest.raises(DataError, match=rf"(?s)document .* cannot be stored: .*{seen}"):
+        Index.build(tmp_path / "deep/er/kb", [*DOCUMENTS, document], stores=("bm25",))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_query_text_may_hold_anything(pristine, encoder):
+    index = Index.open(pristine)
+    queries = [Query(str(n), text) for n, text in enumerate([*NAMES, PLANES, "moon " * 100_000])]
+    for retriever in (Bm25Retriever(index), DenseRetriever(index, encoder)):
+        assert len(retriever.retrieve(queries, 2)) == len(queries)
+
+
+def test_the_manifest_says_what_there_is(pristine, encoder):
+    index = Index.open(pristine)
+    assert (len(index), index.stores) == (40, ("bm25", "dense"))
+    assert [segment["documents"] for segment in index.manifest["segments"]] == [15, 15, 10]
+    assert index.manifest["encoder"] == encoder.describe()
+    assert index.manifest["ann"]["built"] == "HNSW32,Flat"
+    files = [path for path in pristine.rglob("*") if path.is_file()]
+    assert {path.relative_to(pristine).as_posix() for path in files} == {
+        "manifest.json", *index._files()
+    }  # fmt: skip
+    sizes = sum(path.stat().st_size for path in files)
+    assert index.size() == sizes - (pristine / "manifest.json").stat().st_size
+    assert not [path for path in files if path.suffix in (".pkl", ".pickle", ".pt")]
+    assert index.holds("d7") and not index.holds("d40")
+
+
+@pytest.mark.parametrize("store", ["bm25", "dense"])
+def test_an_index_of_one_store(tmp_path, encoder, store):
+    given = encoder if store == "dense" else None
+    index = Index.build(tmp_path / "kb", DOCUMENTS, encoder=given, stores=(store,))
+    assert index.stores == (store,)
+    same(index, DOCUMENTS)
+    other = {"bm25": "dense", "dense": "bm25"}[store]
+    with pytest.raises(IndexStateError, match=f"with the stores {store}, not with {other}"):
+        getattr(index, other)
+    retriever = Bm25Retriever(index) if store == "bm25" else DenseRetriever(index, encoder)
+    hit = retriever.retrieve([Query("q", DOCUMENTS[7].contents)], 1)[0][0]
+    assert hit.document == DOCUMENTS[7]
+
+
+def test_bm25_settings_and_progress(tmp_path, encoder, small_segments):
+    told = []
+    index = Index.build(
+        tmp_path / "kb",
+        DOCUMENTS,
+        encoder=encoder,
+        bm25=Bm25Settings("plus", 0.9, 0.4, 0.5),
+        ann=AnnSettings("ivf", search="nprobe=3"),
+        settings={"note": "é"},
+        progress=lambda *args: told.append(args),
+    )
+    assert Index.open(tmp_path / "kb").bm25.settings == Bm25Settings("plus", 0.9, 0.4, 0.5)
+    assert index.manifest["settings"] == {"note": "é"}
+    last = {stage: (done, total) for stage, done, total in told}
+    stages = ("read documents", "BM25", "encode", "IVF1,Flat")
+    assert last == dict.fromkeys(stages, (40, 40))
+
+
+# --- what is refused before anything is written
+
+
+def test_builds_that_cannot_end_well_are_refused(tmp_path, encoder):
+    with pytest.raises(DataError, match="two documents have the id 'd3'"):
+        Index.build(tmp_path / "kb", [*DOCUMENTS, DOCUMENTS[3]], stores=("bm25",))
+    with pytest.raises(DataError, match="no documents"):
+        Index.build(tmp_path / "kb", [], stores=("bm25",))
+    with pytest.raises(SettingsError, match="needs an encoder"):
+        Index.build(tmp_path / "kb", DOCUMENTS)
+    for stores, seen in ((("bm25", "graph"), "asked for: graph"), ((), "asked for: nothing")):
+        with pytest.raises(SettingsError, match=seen):
+            Index.build(tmp_path / "kb", DOCUMENTS, encoder=encoder, stores=stores)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_foreign_folder_is_left_alone(tmp_path):
+    (tmp_path / "home/segments").mkdir(parents=True)
+    (tmp_path / "home/thesis.tex").write_text("years of work")
+    (tmp_path / "file").write_text("x")
+    before = listing(tmp_path)
+    for name in ("home", "file"):
+        for replace in (False, True):
+            with pytest.raises(SettingsError, match="exists and is not an index"):
+                Index.build(tmp_path / name, DOCUMENTS, stores=("bm25",), replace=replace)
+    with pytest.raises(SettingsError, match="cannot be written"):
+        Index.build(tmp_path / "file/kb", DOCUMENTS, stores=("bm25",))
+    assert listing(tmp_path) == before
+
+
+def test_replace(tmp_path, encoder, small_segments):
+    path = tmp_path / "kb"
+    path.mkdir()
+    Index.build(path, DOCUMENTS, encoder=encoder, ann=AnnSettings("hnsw"))
+    before = listing(path)
+    with pytest.raises(SettingsError, match=r"index here already.*--replace"):
+        Index.build(path, OTHERS, stores=("bm25",))
+    assert listing(path) == before
+    old = Index.open(path)
+    assert old.documents[0] == DOCUMENTS[0] and old.dense.dimension == 16
+    new = Index.build(path, OTHERS, stores=("bm25",), replace=True)
+    same(new, OTHERS)
+    assert not before.keys() & set(new._files())
+    files = {path.relative_to(new.path).as_posix() for path in path.rglob("*") if path.is_file()}
+    assert files == {"manifest.json", *new._files()}
+    # A reader of the old index still reads what it has mapped.
+    assert list(old.documents) == DOCUMENTS
+
+
+# --- interruption
+
+
+def failing(error, at):
+    for number, document in enumerate(OTHERS):
+        if number == at:
+            raise error
+        yield document
+
+
+def explode(error):
+    def raising(*args, **kwargs):
+        raise error
+
+    return raising
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError("disk full"), ValueError("bug")])
+@pytest.mark.parametrize("place", ["first", "middle", "encoder", "ann", "postings", "commit"])
+@pytest.mark.parametrize("over", [False, True], ids=["new", "replace"])
+def test_an_interrupted_build_leaves_what_was_there(
+    tmp_path, hash_encoder, monkeypatch, error, place, over
+):
+    path = tmp_path / "new/kb"
+    if over:
+        Index.build(path, DOCUMENTS, encoder=hash_encoder(), ann=AnnSettings("hnsw"))
+    before = listing(tmp_path)
+    monkeypatch.setattr(ragkit.stores.build, "SEGMENT_DOCUMENTS", 9)
+    documents, encoder = iter(OTHERS), hash_encoder()
+    if place in ("first", "middle"):
+        documents = failing(error, 0 if place == "first" else 20)
+    elif place == "encoder":
+        encoder = hash_encoder(break_at=7, bad=error)
+    else:
+        name = {"ann": "build_ann", "postings": "write_postings", "commit": "write_json"}[place]
+        monkeypatch.setattr(ragkit.stores.build, name, explode(error))
+
+    def build(**options):
+        return Index.build(path, documents, replace=over, ann=AnnSettings("ivf"), **options)
+
+    with pytest.raises(type(error)):
+        build(encoder=encoder)
+    if place == "commit":  # files without a manifest may stay; they are in nobody's way
+        assert {name: data for name, data in listing(tmp_path).items() if name in before} == before
+        assert [name for name in listing(tmp_path) if "/.new" in name] == []
+    else:
+        assert listing(tmp_path) == before
+    if over:
+        same(Index.open(path), DOCUMENTS)
+    else:
+        with pytest.raises(IndexStateError, match="no index here"):
+            Index.open(path)
+    monkeypatch.undo()
+    documents = iter(OTHERS)
+    index = build(encoder=hash_encoder())
+    same(index, OTHERS)
+    files = {name for name, data in listing(path).items() if data is not None}
+    assert files == {"manifest.json", *index._files()}
+
+
+def test_what_a_killed_build_left_is_in_nobodys_way(tmp_path):
+    left = tmp_path / "kb/segments/.new-0123/000001-abc"
+    left.mkdir(parents=True)
+    (left / "documents.jsonl").write_text("half a li")
+    same(Index.build(tmp_path / "kb", OTHERS, stores=("bm25",)), OTHERS)
+    assert not left.exists()
+
+
+# --- damage
+
+
+def use(path, encoder):
+    """Do everything that reads an index."""
+    index = Index.open(path)
+    list(index.documents)
+    index.documents.rows  # noqa: B018
+    Bm25Retriever(index).retrieve([Query("q", "moon 7", {"n": {"lt": 30}})], 5)
+    DenseRetriever(index, encoder).retrieve([Query("q", "moon 7")], 5)
+    index.size()
+
+
+def files_of(path):
+    return sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+
+
+def test_one_flipped_byte_in_any_file_is_found(damaged):
+    names = files_of(damaged)
+    assert len(names) == 3 * 9 + 2
+    for name in names:
+        file = damaged / name
+        sound = file.read_bytes()
+        for place in {0, len(sound) // 2, len(sound) - 2}:
+            broken = bytearray(sound)
+            broken[place] ^= 0x04
+            file.write_bytes(broken)
+            try:
+                problems = Index.open(damaged).check()
+            except IndexStateError as error:
+                problems = [str(error)]
+            assert problems and name in problems[0], (name, place)
+        file.write_bytes(sound)
+    assert Index.open(damaged).check() == []
+
+
+def test_a_missing_file_is_found_and_named(damaged, encoder):
+    for name in files_of(damaged):
+        (damaged / name).rename(damaged.parent / "away")
+        with pytest.raises(IndexStateError) as caught:
+            use(damaged, encoder)
+        assert "ragkit-index" in str(caught.value) or "Build the index again" in str(caught.value)
+        if name != "manifest.json":
+            assert Index.open(damaged).check() == [f"{damaged / name}: missing"]
+        (damaged.parent / "away").rename(damaged / name)
+    use(damaged, encoder)
+
+
+@pytest.mark.parametrize("keep", [0, 0.1, 0.5, -1])
+def test_a_truncated_file_is_refused(damaged, encoder, keep):
+    for name in files_of(damaged):
+        file = damaged / name
+        sound = file.read_bytes()
+        file.write_bytes(sound[: len(sound) - 2 if keep == -1 else int(len(sound) * keep)])
+        with pytest.raises(IndexStateError) as caught:
+            use(damaged, encoder)
+        assert len(str(caught.value)) < 1000 and str(damaged) in str(caught.value)
+        file.write_bytes(sound)
+    use(damaged, encoder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("documents.jsonl", None),
+        ("ids.json", "{}"),
+        ("ids.json", '["d0"]'),
+        ("bm25/terms.json", '["moon"]'),
+        ("bm25/terms.json", "3"),
+        ("bm25/indptr.npy", b"\x93NUMPY\x01\x00garbage"),
+        ("embeddings.npy", b"PK\x03\x04 not a zip"),
+    ],
+)
+def test_nonsense_in_a_file_is_refused(damaged, encoder, name, content):
+    file = next(damaged.glob(f"segments/*/{name}"))
+    if content is None:  # as long as it was, but no JSON
+        content = b"x" * file.stat().st_size
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(IndexStateError):
+        use(damaged, encoder)
+    assert len(Index.open(damaged).check()) == 1
+
+
+def test_embeddings_of_another_type_or_number_are_refused(damaged, encoder):
+    file = next(damaged.glob("segments/*/embeddings.npy"))
+    for array in (np.zeros((15, 16)), np.zeros((14, 16), np.float32), np.zeros(15, np.float32)):
+        np.save(file, array)
+        with pytest.raises(
+            IndexStateError, match=r"embeddings.npy: .*expected float32 with 15 rows"
+        ):
+            use(damaged, encoder)
+
+
+def test_arrays_of_objects_are_not_unpickled(damaged, encoder):
+    file = next(damaged.glob("segments/*/embeddings.npy"))
+    np.save(file, np.array([print, None], dtype=object), allow_pickle=True)
+    with pytest.raises(IndexStateError, match="cannot be read"):
+        use(damaged, encoder)
+
+
+@pytest.mark.parametrize(
+    ("change", "seen"),
+    [
+        (lambda m: m | {"format": 2}, "index format 2, this ragkit reads 1"),
+        (lambda m: {k: v for k, v in m.items() if k != "format"}, "index format None"),
+        (lambda m: {k: v for k, v in m.items() if k != "segments"}, "segments cannot be read"),
+        (lambda m: m | {"segments": 3}, "segments cannot be read"),
+        (lambda m: m | {"segments": [{}]}, "segments cannot be read"),
+        (lambda m: m | {"analyser": {"stemmer": "klingon", "stopwords": None}}, "klingon"),
+        (lambda m: m | {"bm25": {"k2": 1}}, "k2"),
+        (lambda m: m | {"ann": {"file": "gone.faiss", "search": ""}}, "gone.faiss"),
+        (lambda m: m | {"ann": {}}, "damaged"),
+        (lambda m: [m], "expected a JSON object, found list"),
+    ],
+)
+def test_a_manifest_that_does_not_fit_is_refused(damaged, encoder, change, seen):
+    manifest = json.loads((damaged / "manifest.json").read_text())
+    (damaged / "manifest.json").write_text(json.dumps(change(manifest)))
+    with pytest.raises(IndexStateError, match=seen):
+        use(damaged, encoder)
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b'{"format": 1', b"\xff\xfe\x00", b"null"])
+def test_a_broken_manifest_is_refused(damaged, text):
+    (damaged / "manifest.json").write_bytes(text)
+    with pytest.raises(IndexStateError, match=r"manifest.json: .* Build the index again"):
+        Index.open(damaged)
+
+
+def test_no_index_here(tmp_path):
+    for path in (tmp_path, tmp_path / "nowhere", tmp_path / "a\nb"):
+        with pytest.raises(IndexStateError, match=r"no index here.*ragkit-index build CORPUS"):
+            Index.open(path)
+
+
+# --- files that are whole or absent
+
+
+def test_write_json_replaces_or_leaves(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    write_json(path, {"b": "é", "a": [1, 2.5, None]})
+    assert read_json(path) == {"a": [1, 2.5, None], "b": "é"}
+    with pytest.raises(DataError, match="cannot be written as JSON"):
+        write_json(path, {"a": float("inf")})
+    monkeypatch.setattr(artefacts.os, "fsync", explode(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        write_json(path, {})
+    assert [(file.name, read_json(file)["b"]) for file in tmp_path.iterdir()] == [("a.json", "é")]
+
+
+def test_new_folder_is_whole_or_absent(tmp_path):
+    path = tmp_path / "out/run"
+    with new_folder(path) as folder:
+        (folder / "a").write_text("1")
+        assert not path.exists()
+    with pytest.raises(SettingsError, match="exists already"), new_folder(path):
+        pass
+    with pytest.raises(KeyboardInterrupt), new_folder(path, replace=True) as folder:
+        (folder / "a").write_text("2")
+        raise KeyboardInterrupt
+    assert listing(path.parent) == {"run": None, "run/a": b"1"}
+    with new_folder(path, replace=True) as folder:
+        (folder / "b").write_text("3")
+    assert listing(path.parent) == {"run": None, "run/b": b"3"}
+    check_output(tmp_path / "free", False)
+    with pytest.raises(SettingsError, match="--replace"):
+        check_output(path, False)
+
+
+def test_new_folder_puts_the_old_one_back(tmp_path, monkeypatch):
+    path = tmp_path / "run"
+    path.mkdir()
+    (path / "a").write_text("1")
+    moves, replace = [], type(path).replace
+
+    def second_fails(self, target):
+        moves.append(target)
+        if len(moves) == 2:
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    monkeypatch.setattr(type(path), "replace", second_fails)
+    with pytest.raises(KeyboardInterrupt), new_folder(path, replace=True):
+        pass
+    assert listing(tmp_path) == {"run": None, "run/a": b"1"}
