@@ -8,6 +8,8 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from ragkit.corpus import read_documents, read_qrels, read_questions
 from ragkit.evaluation.report import results_table
 from ragkit.evaluation.results import Results
 from ragkit.models import BiEncoder
+from ragkit.types import Progress
 
 DATA = Path(__file__).parent / "data"
 OUTPUT = Path("demo-output")
@@ -37,20 +40,22 @@ def main() -> None:
     started = time.perf_counter()
     shutil.rmtree(OUTPUT, ignore_errors=True)
     stage("Index", "the sample set's documents, for BM25 and dense search")
-    with progress_bars() as progress:
+    with bars() as progress:
         documents = read_documents([DATA / "corpus.jsonl"])
         encoder = BiEncoder.load("all-MiniLM-L6-v2")
         index = Index.build(OUTPUT / "kb", documents, encoder=encoder, progress=progress)
     console.print(f"{len(index)} documents in {index.path}")
 
-    stage("Answer", "three questions, from the five best passages of hybrid retrieval")
-    settings = PipelineSettings(index=OUTPUT / "kb")
+    stage("Answer", "three questions, from the three best passages of hybrid retrieval")
+    settings = PipelineSettings(index=OUTPUT / "kb", keep=3)
     pipeline = assemble(settings)
     for question in QUESTIONS:
         answer(pipeline, question)
 
     stage("Measure", f"retrieval on all test questions, answers on {ANSWERED} of them")
-    console.print(results_table(measure(settings, pipeline), title="Sample set, test questions"))
+    measures = ("nDCG@10", "recall@10", "EM", "F1", "cover")
+    rows = measure(settings, pipeline)
+    console.print(results_table(rows, measures, title="Sample set, test questions"))
     console.print("In brackets: 95 % bootstrap intervals. Run folders are in", str(OUTPUT / "runs"))
     console.print(f"Done in {time.perf_counter() - started:.0f} seconds.")
 
@@ -70,7 +75,7 @@ def measure(settings: PipelineSettings, pipeline: Pipeline) -> list[tuple[str, R
     examples = read_questions(DATA / "test.jsonl")
     qrels = read_qrels(DATA / "qrels" / "test.tsv")
     rows = []
-    with progress_bars() as progress:
+    with bars() as progress:
         for name in ("bm25", "dense", "hybrid"):
             retriever = assemble(replace(settings, retriever=name), read=False)
             folder = OUTPUT / "runs" / name
@@ -84,6 +89,16 @@ def measure(settings: PipelineSettings, pipeline: Pipeline) -> list[tuple[str, R
         results = evaluate(pipeline, some, qrels=qrels, output=folder)
     rows.append(("hybrid + reader", results))
     return rows
+
+
+@contextmanager
+def bars() -> Iterator[Progress]:
+    """Show progress as bars, or as lines where there is no terminal."""
+    if sys.stderr.isatty():
+        with progress_bars() as progress:
+            yield progress
+        return
+    yield lambda stage, done, total: print(f"{stage}: {done} of {total}", flush=True)
 
 
 def stage(name: str, what: str) -> None:

@@ -122,6 +122,9 @@ def run(app: App, arguments: Sequence[str] | None = None, known: Sequence[str] =
     except RagkitError as error:
         say(f"error: {error}")
         return 1
+    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         say(f"error: {error.filename or ''}: {error.strerror or error}")
         return 1
@@ -135,6 +138,7 @@ def _configure(app: App, arguments: list[str], known: Sequence[str]) -> list[str
     """Take `--config FILE` off the command line and make its settings the app's defaults."""
     from cyclopts.config import Dict
 
+    app.config = ()
     for place, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
         if name != "--config":

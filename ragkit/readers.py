@@ -14,47 +14,11 @@ from .types import Answer, Hit, Query
 _TEMPLATE_TOKENS = 64  # what chat templates add: roles, turns, a default system message
 _SUPPORT = 0.5
 _FUNCTION_WORDS = frozenset(
-    [
-        "a",
-        "an",
-        "and",
-        "answer",
-        "are",
-        "as",
-        "at",
-        "be",
-        "but",
-        "by",
-        "for",
-        "from",
-        "had",
-        "has",
-        "have",
-        "he",
-        "her",
-        "his",
-        "in",
-        "is",
-        "it",
-        "its",
-        "not",
-        "of",
-        "on",
-        "or",
-        "question",
-        "she",
-        "that",
-        "the",
-        "their",
-        "they",
-        "this",
-        "to",
-        "was",
-        "were",
-        "which",
-        "who",
-        "with",
-    ]
+    (
+        "a an and answer are as at be but by called for from had has have he her his in is it its "
+        "name named not of on or passage question she that the their they this to was were which "
+        "who with"
+    ).split()
 )
 
 

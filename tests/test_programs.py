@@ -1,0 +1,189 @@
+"""The command lines, as their users meet them: bad input, interrupts, filters, settings files."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from ragkit.indexers.__main__ import app as index_app
+
+from ragkit.__main__ import run_app
+from ragkit.console import run
+
+ROOT = Path(__file__).parent.parent
+CORPUS = [
+    {"id": "a", "text": "Gallium melts at 30 degrees.", "kind": "metal"},
+    {"id": "b", "text": "Tin melts at 232 degrees.", "kind": "metal"},
+    {"id": "c", "text": "Brie is a soft cheese that melts.", "kind": "cheese"},
+]
+
+
+def _lines(path: Path, records: list[dict[str, object]]) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    return _lines(tmp_path / "corpus.jsonl", list(CORPUS))
+
+
+@pytest.fixture
+def index(tmp_path: Path, corpus: Path) -> Path:
+    assert (
+        run(index_app, ["build", str(corpus), "--index", str(tmp_path / "kb"), "--stores", "bm25"])
+        == 0
+    )
+    return tmp_path / "kb"
+
+
+def test_search_filters_and_prints_json(index: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    arguments = ["search", "what melts", "--index", str(index), "--where", "kind=metal", "--json"]
+    assert run_app(arguments) == 0
+    hits = json.loads(capsys.readouterr().out)["hits"]
+    assert sorted(hit["id"] for hit in hits) == ["a", "b"]
+
+
+def test_settings_file_is_read_and_overridden(
+    index: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    file = tmp_path / "rag.toml"
+    file.write_text(f'index = "{index}"\nretriever = "bm25"\nkeep = 2\n', encoding="utf-8")
+    assert run_app(["search", "tin", "--config", str(file), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["hits"][0]["id"] == "b"
+    file.write_text('index = "kb"\nretriver = "bm25"\n', encoding="utf-8")
+    assert run_app(["search", "tin", "--config", str(file)]) == 2
+    assert "retriver" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["search", "x", "--index", "nowhere"], 1, "no index here"),
+        (["search", "x"], 2, "--index"),
+        (["search", "x", "--index", "KB", "--retriever", "dense"], 1, "built with the stores bm25"),
+        (["search", "x", "--index", "KB", "--retriever", "nonsense"], 2, "nonsense"),
+        (["search", "x", "--index", "KB", "--where", "kind"], 2, "FIELD=VALUE"),
+        (["search", "x", "--index", "KB", "--k1", "-1"], 2, "k1 must be above 0"),
+        (["frobnicate"], 2, "frobnicate"),
+        (
+            ["evaluate", "--index", "KB", "--questions", "none.jsonl", "--output", "r"],
+            1,
+            "none.jsonl",
+        ),
+        (
+            ["evaluate", "--index", "KB", "--questions", "none.jsonl", "--output", "KB"],
+            2,
+            "--replace",
+        ),
+    ],
+)
+def test_bad_usage_is_told_in_one_message(
+    index: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, message: str
+) -> None:
+    capsys.readouterr()
+    assert run_app([str(index) if word == "KB" else word for word in arguments]) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_broken_record_stops_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "corpus.jsonl"
+    file.write_text('{"id": "a", "text": "Tin melts."}\n{"id": "b", "text": \n', encoding="utf-8")
+    arguments = ["build", str(file), "--index", str(tmp_path / "kb"), "--stores", "bm25"]
+    assert run(index_app, arguments) == 1
+    assert "corpus.jsonl:2" in capsys.readouterr().err
+    assert not (tmp_path / "kb").exists()
+    assert run(index_app, [*arguments, "--on-error", "skip", "--json"]) == 0
+    built = json.loads(capsys.readouterr().out)
+    assert built["documents"] == 1
+    assert "corpus.jsonl:2" in built["skipped"][0]
+
+
+def test_evaluate_writes_a_run_folder(
+    index: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    questions = _lines(
+        tmp_path / "questions.jsonl",
+        [{"id": "q1", "question": "When does tin melt?", "answers": ["232"]}],
+    )
+    qrels = tmp_path / "qrels.tsv"
+    qrels.write_text("query-id\tcorpus-id\tscore\nq1\tb\t1\n", encoding="utf-8")
+    capsys.readouterr()
+    arguments = [
+        "evaluate",
+        "--index",
+        str(index),
+        "--questions",
+        str(questions),
+        "--qrels",
+        str(qrels),
+    ]
+    arguments += ["--output", str(tmp_path / "run"), "--no-reader", "--json"]
+    assert run_app(arguments) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert results["retrieval"]["nDCG@10"]["mean"] == 1.0
+    names = sorted(file.name for file in (tmp_path / "run").iterdir())
+    assert names == ["answers.jsonl", "results.json", "run.trec", "settings.json"]
+
+
+def test_an_interrupted_build_leaves_the_old_index(tmp_path: Path, index: Path) -> None:
+    more = _lines(
+        tmp_path / "more.jsonl", [{"id": str(i), "text": f"word{i} " * 60} for i in range(60_000)]
+    )
+    command = [sys.executable, "-m", "ragkit.indexers", "build", str(more), "--index", str(index)]
+    command += ["--stores", "bm25", "--replace"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    while process.poll() is None and not list((index / "segments").glob(".new-*/*/*")):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert "Traceback" not in error
+    assert run(index_app, ["check", "--index", str(index)]) == 0
+    assert not list((index / "segments").glob(".new-*"))
+
+
+def test_the_wheel_serves_each_program_in_an_empty_place(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    skipped = shutil.ignore_patterns(".*", "demo-output", "*.egg-info", "build", "dist", "tests")
+    shutil.copytree(ROOT, source, ignore=skipped)
+    pip = [sys.executable, "-m", "pip", "--quiet"]
+    subprocess.run(
+        [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, source],
+        check=True,
+    )
+    wheel = next(tmp_path.glob("ragkit-*.whl"))
+    place = tmp_path / "place"
+    subprocess.run([*pip, "install", "--no-deps", "--target", place, wheel], check=True)
+    assert not (place / "trainers").exists()
+    assert not (place / "indexers").exists()
+    corpus = _lines(tmp_path / "corpus.jsonl", list(CORPUS))
+    environment = os.environ | {"PYTHONPATH": str(place)}
+
+    def call(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", *arguments],
+            cwd=tmp_path, env=environment, check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        return done.stdout
+
+    call("ragkit.indexers", "build", str(corpus), "--index", "kb", "--stores", "bm25")
+    assert "Tin melts" in call("ragkit", "search", "tin", "--index", "kb")
+    where = subprocess.run(
+        [sys.executable, "-P", "-c", "import ragkit; print(ragkit.__file__)"],
+        cwd=tmp_path, env=environment, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert str(place) in where.stdout
