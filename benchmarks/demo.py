@@ -32,7 +32,7 @@ QUESTIONS = (
     "Which two countries signed the Treaty of Tordesillas?",
 )
 ANSWERED = 50
-console = Console(width=100 if not sys.stdout.isatty() else None)
+console = Console(width=110 if not sys.stdout.isatty() else None)
 
 
 def main() -> None:

@@ -66,7 +66,7 @@ def save(name: str, rows: Any, settings: dict[str, Any]) -> None:
             "machine": {"processor": _processor(), "cores": os.cpu_count()},
             "python": platform.python_version(),
             "versions": {package: version(package) for package in PACKAGES},
-            "commit": commit.stdout.strip(),
+            "commit": commit,
             "settings": settings,
             "rows": rows,
         },

@@ -110,6 +110,7 @@ def run(app: App, arguments: Sequence[str] | None = None, known: Sequence[str] =
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("ragkit").setLevel(logging.INFO)
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # what it means is in our own message
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     # The libraries' own bars would draw across ours.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -75,17 +75,14 @@ def _sift(rows: Array, scores: Array, start: int, size: int) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _keep_best(
-    touched: Array, size: int, sums: Array, seen: Array, allowed: Array, rows: Array, scores: Array
-) -> None:
-    """Write the touched documents' best to `rows` and `scores`, best first, and reset sums."""
-    k = len(rows)
-    kept = 0
+def _select(
+    touched: Array, size: int, sums: Array, allowed: Array, rows: Array, scores: Array
+) -> int:
+    """Make `rows` and `scores` a heap of the touched documents' best; return how many it holds."""
+    k, kept = len(rows), 0
     for i in range(size):
         row = touched[i]
         score = sums[row]
-        sums[row] = 0.0
-        seen[row] = False
         if len(allowed) > 0 and not allowed[row]:
             continue
         if kept < k:
@@ -100,42 +97,96 @@ def _keep_best(
     if kept < k:
         for start in range(kept // 2 - 1, -1, -1):
             _sift(rows, scores, start, kept)
-    for end in range(kept - 1, 0, -1):
+    return kept
+
+
+@njit(cache=True, nogil=True)
+def _sort(rows: Array, scores: Array, size: int) -> None:
+    """Turn a heap into a list, best first."""
+    for end in range(size - 1, 0, -1):
         rows[0], rows[end] = rows[end], rows[0]
         scores[0], scores[end] = scores[end], scores[0]
         _sift(rows, scores, 0, end)
 
 
 @njit(cache=True, nogil=True)
+def _score(
+    weight: float, frequency: float, scale: float, bm25l: bool, k1: float, delta: float
+) -> float:
+    """Return what a term adds; `scale` is k1 (1 - b + b · length / average length)."""
+    if bm25l:
+        c = frequency * k1 / scale + delta
+        return weight * frequency * c / (k1 + c)
+    return weight * frequency / (frequency + scale)
+
+
+@njit(cache=True, nogil=True)
+def _drop(touched: Array, size: int, sums: Array, least: float) -> int:
+    """Forget the touched documents whose sum is below `least`; return how many are left."""
+    kept = 0
+    for i in range(size):
+        row = touched[i]
+        if sums[row] < least:
+            sums[row] = -np.inf
+        else:
+            touched[kept] = row
+            kept += 1
+    return kept
+
+
+@njit(cache=True, nogil=True)
 def search_segment(
-    indptr: Array, postings: Array, counts: Array, norms: Array,
+    indptr: Array, postings: Array, counts: Array, scales: Array,
     query_terms: Array, query_weights: Array, query_indptr: Array, allowed: Array,
-    bm25l: bool, k1: float, gain: float, delta: float,
+    bm25l: bool, k1: float, delta: float,
     part: int, parts: int, out_rows: Array, out_scores: Array,
 ) -> None:  # fmt: skip
     """Score queries `part`, `part + parts`, … and write their best rows and scores.
 
-    `norms` are 1 - b + b · length / average length, shape [documents]; `out_rows` and `out_scores`
-    have shape [queries, k]; places without a hit keep row -1.
+    Terms are taken in the order of falling weight. Once a document that holds only the terms still
+    to come cannot reach the k best any more (a term adds less than its weight, but in BM25L), no
+    new document is taken in, and those that fell behind are dropped: the "continue" strategy of
+    Moffat and Zobel, 1996, with bounds that keep it exact.
+
+    `scales` are k1 (1 - b + b · length / average length), shape [documents]; a query's term that no
+    document here holds is -1; `out_rows` and `out_scores` have shape [queries, k]; places without a
+    hit keep row -1.
     """
-    sums = np.zeros(len(norms))
-    seen = np.zeros(len(norms), np.bool_)  # a sum can be 0: BM25 Okapi has negative weights
-    touched = np.empty(len(norms), np.int32)
+    sums = np.full(len(scales), -np.inf)  # -inf is untouched: a sum can be 0 or below (BM25 Okapi)
+    touched = np.empty(len(scales) + 1, np.int32)
     for query in range(part, len(query_indptr) - 1, parts):
-        size = 0
-        for at in range(query_indptr[query], query_indptr[query + 1]):
+        begin, end = query_indptr[query], query_indptr[query + 1]
+        order = begin + np.argsort(-query_weights[begin:end], kind="mergesort")
+        rows, scores = out_rows[query], out_scores[query]
+        exhaustive = bm25l or (end > begin and query_weights[order[-1]] < 0)
+        to_come = query_weights[begin:end].sum() * 1.000001  # a margin for rounding
+        done, size, closed = 0.0, 0, False
+        for at in order:
             term, weight = query_terms[at], query_weights[at]
-            for i in range(indptr[term], indptr[term + 1]):
-                row = postings[i]
-                frequency = float(counts[i])
-                if bm25l:
-                    c = frequency / norms[row] + delta
-                    score = weight * frequency * gain * c / (k1 + c)
-                else:
-                    score = weight * gain * frequency / (frequency + k1 * norms[row])
-                if not seen[row]:
-                    seen[row] = True
+            start, stop = (indptr[term], indptr[term + 1]) if term >= 0 else (0, 0)
+            if not (exhaustive or closed) and to_come < done and len(rows) <= size < stop - start:
+                full = _select(touched, size, sums, allowed, rows, scores) == len(rows)
+                if full and to_come < scores[0]:
+                    size, closed = _drop(touched, size, sums, scores[0] - to_come), True
+            if closed and 16 * size < stop - start:
+                for i in range(size):
+                    row = touched[i]
+                    place = start + np.searchsorted(postings[start:stop], row)
+                    if place < stop and postings[place] == row:
+                        frequency = float(counts[place])
+                        sums[row] += _score(weight, frequency, scales[row], bm25l, k1, delta)
+            else:
+                for i in range(start, stop):
+                    row = postings[i]
+                    known = sums[row] > -np.inf
+                    if closed and not known:
+                        continue
+                    score = _score(weight, float(counts[i]), scales[row], bm25l, k1, delta)
                     touched[size] = row
-                    size += 1
-                sums[row] += score
-        _keep_best(touched, size, sums, seen, allowed, out_rows[query], out_scores[query])
+                    size += not known
+                    sums[row] = sums[row] + score if known else score
+            done += weight
+            to_come -= weight
+        _sort(rows, scores, _select(touched, size, sums, allowed, rows, scores))
+        for i in range(size):
+            sums[touched[i]] = -np.inf

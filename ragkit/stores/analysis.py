@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import unicodedata
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -81,15 +81,29 @@ class Analyser:
 
     def terms(self, text: str) -> list[str]:
         """Return a text's terms, in their order, repeated ones included."""
-        stopwords = _stop_words(self.stopwords)
-        words = [word for word in _words(text) if word not in stopwords]
-        return Stemmer.Stemmer(self.stemmer).stemWords(words) if self.stemmer else words
+        terms = map(_term_of(self), _words(text))
+        return [term for term in terms if term is not None]
 
 
 def _words(text: str) -> list[str]:
     if text.isascii():
         return _ASCII_TERMS.findall(text.lower())
     return _UNICODE_TERMS.findall(unicodedata.normalize("NFKC", text).lower())
+
+
+@cache
+def _term_of(analyser: Analyser) -> Callable[[str], str | None]:
+    """Return the function from a word to its term, or to None for a stop word."""
+    stopwords = _stop_words(analyser.stopwords)
+
+    @lru_cache(maxsize=1 << 16)
+    def term(word: str) -> str | None:
+        if word in stopwords:
+            return None
+        # A stemmer is not safe to share between threads, and costs less than one stemming.
+        return Stemmer.Stemmer(analyser.stemmer, 0).stemWord(word) if analyser.stemmer else word
+
+    return term
 
 
 @cache

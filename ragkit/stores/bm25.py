@@ -12,7 +12,8 @@ import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -137,7 +138,8 @@ class Bm25Store:
         self.starts: list[int] = [0, *np.cumsum(sizes, dtype=int).tolist()]
         total = sum(int(segment.lengths.sum(dtype=np.int64)) for segment in self._segments)
         self._average = total / len(self) if total else 1.0
-        self._norms = [self._norm(segment.lengths) for segment in self._segments]
+        self._scales = [self._scale(segment.lengths) for segment in self._segments]
+        self._idf = lru_cache(maxsize=1 << 16)(self.idf)
 
     def with_settings(self, settings: Bm25Settings) -> Bm25Store:
         """Return a store over the same postings with other settings."""
@@ -145,16 +147,17 @@ class Bm25Store:
         other.__dict__.update(self.__dict__)
         other.settings = settings
         other.__dict__.pop("_mean_idf", None)
-        other._norms = [other._norm(segment.lengths) for segment in self._segments]
+        other._scales = [other._scale(segment.lengths) for segment in self._segments]
+        other._idf = lru_cache(maxsize=1 << 16)(other.idf)
         return other
 
     def __len__(self) -> int:
         return self.starts[-1]
 
-    def _norm(self, lengths: NDArray[np.int32]) -> NDArray[np.float64]:
+    def _scale(self, lengths: NDArray[np.int32]) -> NDArray[np.float64]:
         relative: NDArray[np.float64] = lengths.astype(np.float64) / self._average
         norm: NDArray[np.float64] = 1 - self.settings.b + self.settings.b * relative
-        return norm
+        return self.settings.k1 * norm
 
     @cached_property
     def _mean_idf(self) -> float:
@@ -215,21 +218,16 @@ class Bm25Store:
         found = [
             self._search_segment(place, weights, k, mask) for place in range(len(self.starts) - 1)
         ]
-        all_rows, all_scores = [], []
-        for query, weighted in enumerate(weights):
-            rows = np.concatenate([rows[query] for rows, _ in found] or [np.empty(0, np.int64)])
-            scores = np.concatenate([scores[query] for _, scores in found] or [np.empty(0)])
-            if len(found) > 1:
-                order = np.lexsort((rows, -scores))[:k]
-                rows, scores = rows[order], scores[order]
-            all_rows.append(rows)
-            all_scores.append(scores + self._floor(weighted))
+        all_rows, all_scores = found[0] if len(found) == 1 else _merge(found, len(texts), k)
+        if self.settings.variant == "plus":
+            pairs = zip(all_scores, weights, strict=True)
+            all_scores = [scores + self._floor(weighted) for scores, weighted in pairs]
         return all_rows, all_scores
 
     def _weights(self, text: str) -> dict[str, float]:
         weights: dict[str, float] = {}
         for term in self.analyser.terms(text):
-            weights[term] = weights.get(term, 0.0) + self.idf(term)
+            weights[term] = weights.get(term, 0.0) + self._idf(term)
         return weights
 
     def _floor(self, weights: dict[str, float]) -> float:
@@ -252,9 +250,9 @@ class Bm25Store:
 
         def work(part: int) -> None:
             search_segment(
-                segment.indptr, segment.rows, segment.counts, self._norms[place],
-                numbers, factors, indptr, allowed,
-                self.settings.variant == "l", self.settings.k1, gain, self.settings.shift,
+                segment.indptr, segment.rows, segment.counts, self._scales[place],
+                numbers, factors * gain, indptr, allowed,
+                self.settings.variant == "l", self.settings.k1, self.settings.shift,
                 part, threads, rows, scores,
             )  # fmt: skip
 
@@ -270,16 +268,28 @@ class Bm25Store:
         )
 
 
+def _merge(
+    found: Sequence[tuple[list[Rows], list[Scores]]], queries: int, k: int
+) -> tuple[list[Rows], list[Scores]]:
+    """Return the best `k` of each query's hits in all segments."""
+    all_rows, all_scores = [], []
+    for query in range(queries):
+        rows = np.concatenate([rows[query] for rows, _ in found] or [np.empty(0, np.int64)])
+        scores = np.concatenate([scores[query] for _, scores in found] or [np.empty(0)])
+        order = np.lexsort((rows, -scores))[:k]
+        all_rows.append(rows[order])
+        all_scores.append(scores[order])
+    return all_rows, all_scores
+
+
 def _pack(weights: list[dict[str, float]], terms: dict[str, int]) -> tuple[Any, Any, Any]:
+    """Return the queries' terms as numbers (-1: not in this segment), weights, and their places."""
     numbers: list[int] = []
     factors: list[float] = []
     indptr = [0]
     for weighted in weights:
-        for term, weight in weighted.items():
-            number = terms.get(term)
-            if number is not None:
-                numbers.append(number)
-                factors.append(weight)
+        numbers.extend(map(terms.get, weighted, repeat(-1)))
+        factors.extend(weighted.values())
         indptr.append(len(numbers))
     return np.array(numbers, np.int64), np.array(factors), np.array(indptr, np.int64)
 
