@@ -21,14 +21,26 @@ Sentences: TypeAlias = Callable[[str], Sequence[tuple[int, int]]]
 
 _PLACEHOLDER = re.compile(r"\{(context|question)\}")
 _CITATION = re.compile(r"\[\s*(\d{1,3}(?:\s*[,;]\s*\d{1,3})*)\s*\]")
+_SOURCE = r"(passages?|documents?|context|text|sources?|information)"
+_SAYS = r"(mention|contain|say|state|provide|hold|specify|answer|give|include|tell)"
+_SAID = r"(mentioned|stated|provided|given|specified|found|answered|contained|said|included)"
+_WHOLE_ABSTENTION = re.compile(
+    rf"\W*(unknown|unanswerable|none|n/?a|no answer|no idea|not (known|available|sure|{_SAID}))\W*",
+    re.IGNORECASE,
+)
 _ABSTENTION = re.compile(
-    r"^\W*(unknown|unanswerable|none|n/?a|no answer)\W*$|"
-    r"\b(i (do not|don['’]?t|cannot|can['’]?t) (know|answer|tell|determine|find)|"
-    r"(i['’]?m|i am) not sure|not enough information|"
-    r"(cannot|can['’]?t|could not) be (answered|determined|found)|"
-    r"(passages?|documents?|context|text)( (provided|given))? "
-    r"(do(es)? not|don['’]?t|doesn['’]?t) (mention|contain|say|state|provide|hold|specify)|"
-    r"(is|are|was|were) not (mentioned|stated|provided|given|specified|found) in the)\b",
+    r"\b(i (do not|don['’]?t|cannot|can['’]?t|could not|couldn['’]?t) "
+    r"(know|answer|determine|find|tell(?! you\b))|"
+    r"(i['’]?m|i am) (not sure|unable to (answer|determine|find|tell|say))|i have no idea|"
+    r"(not|\w+n['’]t)( have| contain| provide| give| include)? (enough|sufficient) information|"
+    r"insufficient information|there is no answer|answer (cannot|can['’]?t|could not) be found|"
+    r"(cannot|can['’]?t|could not) be (answered|determined)|"
+    rf"{_SOURCE}( (above|below|provided|given))? "
+    rf"(do(es)? not|don['’]?t|doesn['’]?t) (explicitly |directly )?{_SAYS}|"
+    rf"(no|none of the)( given| provided| above)? {_SOURCE}( that)? {_SAYS}s?|"
+    rf"not (explicitly |directly )?{_SAID} (in|by) (the|any of the|these|this)"
+    rf"( given| provided| above)? {_SOURCE}|"
+    rf"answer (is not|isn['’]t) (in the|{_SAID}))\b",
     re.IGNORECASE,
 )
 
@@ -192,15 +204,14 @@ def build_prompt(
     Raises:
         DataError: the question alone does not fit into the window.
     """
-    empty = _assemble(style, question, ())
-    room = window - sum(count(message.text) for message in empty.messages)
-    if room < 0:
+    alone = _size(_assemble(style, question, ()), count)
+    if alone > window:
         raise DataError(
-            f"the question {question[:60]!r}… and its prompt take {window - room} tokens, the "
+            f"the question {question[:60]!r}… and its prompt take {alone} tokens, the "
             f"generator reads {window}. Shorten it, or choose a generator that reads more."
         )
     passages: list[str] = []
-    room = min(room, budget)
+    room = min(window - _size(_assemble(style, question, ("",)), count), budget)
     for number, hit in enumerate(hits, start=1):
         passage = _passage(style, number, hit, hit.document.text)
         tokens = count(passage)
@@ -211,6 +222,10 @@ def build_prompt(
         passages.append(passage)
         room -= tokens
     return _assemble(style, question, passages)
+
+
+def _size(prompt: Prompt, count: Callable[[str], int]) -> int:
+    return sum(count(message.text) for message in prompt.messages)
 
 
 def _passage(style: PromptStyle, number: int, hit: Hit, text: str) -> str:
@@ -280,4 +295,5 @@ def without_citations(text: str) -> str:
 
 def abstains(text: str) -> bool:
     """Tell whether an answer declines to answer (English wordings, or an empty answer)."""
-    return not text.strip() or bool(_ABSTENTION.search(text))
+    said = without_citations(text)
+    return not said or bool(_WHOLE_ABSTENTION.fullmatch(said) or _ABSTENTION.search(said))

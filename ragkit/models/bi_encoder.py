@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 
 from ..artefacts import fingerprint
@@ -91,7 +92,7 @@ class BiEncoder:
         device = device or default_device()
         try:
             model = SentenceTransformer(resolve(name), device=device)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise ModelError(f"encoder {name!r} cannot be loaded: {error}") from error
         if max_length is not None:
             model.max_seq_length = max_length

@@ -10,6 +10,7 @@ import numpy as np
 import sentence_transformers
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 
 from ..errors import ModelError
 from .names import resolve
@@ -59,7 +60,7 @@ class CrossEncoder:
             model = sentence_transformers.CrossEncoder(
                 resolve(name), device=device or default_device()
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise ModelError(f"cross-encoder {name!r} cannot be loaded: {error}") from error
         return cls(model, name, precision=precision)
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Sequence
-from threading import Thread
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from threading import Event, Thread
 from typing import Any, Literal, Self, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, TextIteratorStreamer
 
 from ..errors import ModelError, SettingsError
@@ -80,7 +80,7 @@ class Generator:
             tokenizer = AutoTokenizer.from_pretrained(path)
             dtype = torch.bfloat16 if half else torch.float32
             model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise ModelError(f"generator {name!r} cannot be loaded: {error}") from error
         return cls(model.to(device), tokenizer, name, layout=layout)
 
@@ -111,7 +111,8 @@ class Generator:
         encoded = [self.encoder.encode(prompt).ids for prompt in prompts]
         for ids in encoded:
             self._check_length(len(ids), max_new_tokens)
-        torch.manual_seed(seed)
+        if temperature > 0:
+            torch.manual_seed(seed)
         texts, done = [""] * len(prompts), 0
         lengths = [len(ids) + max_new_tokens for ids in encoded]
         for batch in batches(lengths, self._batch_tokens, limit=64):
@@ -136,12 +137,15 @@ class Generator:
         """
         ids = self.encoder.encode(prompt).ids
         self._check_length(len(ids), max_new_tokens)
-        torch.manual_seed(seed)
+        if temperature > 0:
+            torch.manual_seed(seed)
         streamer: Any = TextIteratorStreamer(
             self.tokenizer, skip_prompt=True, skip_special_tokens=True
         )
         options = self._options(max_new_tokens, temperature)
         options |= self._pad([ids]) | {"streamer": streamer, "tokenizer": self.tokenizer}
+        left = Event()
+        options["stopping_criteria"] = [lambda *_, **__: left.is_set()]
         failures: list[Exception] = []
 
         def work() -> None:
@@ -153,8 +157,11 @@ class Generator:
 
         thread = Thread(target=work, daemon=True)
         thread.start()
-        yield from streamer
-        thread.join()
+        try:
+            yield from streamer if self.encoder.chat else _until_stop(streamer)
+        finally:  # a reader that leaves early takes the generation with it
+            left.set()
+            thread.join()
         if failures:
             raise ModelError(f"generation failed: {failures[0]}") from failures[0]
 
@@ -170,6 +177,9 @@ class Generator:
 
         Returns:
             float32 of shape [prompts, options].
+
+        Raises:
+            ModelError: a prompt does not fit into the window.
         """
         starts = [
             torch.tensor(sorted({self.encoder.data_ids(spelling)[0] for spelling in spellings}))
@@ -177,6 +187,8 @@ class Generator:
         ]
         out = np.empty((len(prompts), len(options)), np.float32)
         encoded = [self.encoder.encode(prompt).ids for prompt in prompts]
+        for row in encoded:
+            self._check_length(len(row), 1)
         for batch in batches([len(ids) for ids in encoded], self._batch_tokens):
             inputs = self._pad([encoded[i] for i in batch])
             positions = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
@@ -219,9 +231,29 @@ class Generator:
     def _decode(self, rows: torch.Tensor) -> list[str]:
         texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
         if not self.encoder.chat:
-            pattern = "|".join(map(re.escape, _PLAIN_STOPS))
-            texts = [re.split(pattern, text.lstrip("\n"), maxsplit=1)[0] for text in texts]
+            texts = ["".join(_until_stop([text])) for text in texts]
         return [text.strip() for text in texts]
+
+
+def _until_stop(pieces: Iterable[str]) -> Iterator[str]:
+    """Pass a text on up to its first stop string, without the line ends that it begins with."""
+    text, done = "", 0
+    for piece in pieces:
+        text = text + piece if done else (text + piece).lstrip("\n")
+        ends = [text.find(stop) for stop in _PLAIN_STOPS if stop in text]
+        begun = [
+            size
+            for stop in _PLAIN_STOPS
+            for size in range(1, len(stop))
+            if text.endswith(stop[:size])
+        ]
+        end = min(ends) if ends else len(text) - max(begun, default=0)
+        if end > done:
+            yield text[done:end]
+            done = end
+        if ends:
+            return
+    yield text[done:]
 
 
 def _end_ids(model: Any, tokenizer: Any) -> list[int]:

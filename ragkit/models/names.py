@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,7 +116,7 @@ def _converted(gguf: Path) -> Path:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file)
         quantised = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype="float32")
-    except (ValueError, NotImplementedError, OSError) as error:
+    except (ValueError, KeyError, NotImplementedError, OSError, struct.error) as error:
         raise ModelError(f"{gguf}: transformers cannot read this GGUF file: {error}") from error
     # transformers refuses to save a model that it remembers as quantised; its copy is not.
     config = quantised.config

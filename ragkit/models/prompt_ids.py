@@ -9,6 +9,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from ..errors import ModelError
 from ..prompts import Message, Part, Prompt
 
 # Private-use characters mark, in a rendered chat template, where a part's own token ids belong.
@@ -50,7 +51,11 @@ class PromptEncoder:
         return ids
 
     def encode(self, prompt: Prompt) -> PromptIds:
-        """Tokenise a prompt part by part and join the ids, as training does too."""
+        """Tokenise a prompt part by part and join the ids, as training does too.
+
+        Raises:
+            ModelError: the chat template leaves out a part of the prompt.
+        """
         messages, data = _marked(prompt.messages)
         rendered = self._render(messages)
         context: list[int] = []
@@ -67,11 +72,17 @@ class PromptEncoder:
     def _render(self, messages: list[dict[str, str]]) -> str:
         if not self.chat:
             return "\n\n".join(message["content"] for message in messages)
+        merged = "\n\n".join(message["content"] for message in messages)
+        marks = _MARK.findall(merged)
         try:
-            return self._apply_template(messages)
-        except TemplateError:  # no system role in this template: say it in the user's turn
-            merged = "\n\n".join(message["content"] for message in messages)
-            return self._apply_template([{"role": "user", "content": merged}])
+            rendered = self._apply_template(messages)
+        except TemplateError:  # this template refuses the system role
+            rendered = ""
+        if _MARK.findall(rendered) != marks:  # or leaves out what it says
+            rendered = self._apply_template([{"role": "user", "content": merged}])
+        if _MARK.findall(rendered) != marks:
+            raise ModelError("the tokenizer's chat template leaves out the user's words")
+        return rendered
 
     def _apply_template(self, messages: list[dict[str, str]]) -> str:
         rendered: str = self._tokenizer.apply_chat_template(
@@ -88,8 +99,9 @@ class PromptEncoder:
 def _marked(messages: Sequence[Message]) -> tuple[list[dict[str, str]], list[Part | None]]:
     """Return messages for a chat template with marks for data, and the data behind the marks.
 
-    The mark whose data is None stands behind the last passage (before the user's words, if there
-    are no passages): there the context ends and the question begins.
+    The mark whose data is None stands where the context ends and the question begins: before the
+    part that follows the last passage (which may begin the user's turn), or before the user's
+    words if there are no passages.
     """
     flat = [(place, part) for place, message in enumerate(messages) for part in message.parts]
     kinds = [part.kind for _, part in flat]

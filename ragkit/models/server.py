@@ -122,13 +122,21 @@ class ServerGenerator:
             ModelError: the server cannot be reached or refuses the request.
         """
         chunks = self._request(prompt, max_new_tokens, temperature, seed, stream=True)
-        for chunk in chunks:
-            if chunk.choices and (text := chunk.choices[0].delta.content):
-                yield text
+        try:
+            for chunk in chunks:
+                if chunk.choices and (text := chunk.choices[0].delta.content):
+                    yield text
+        except Exception as error:  # openai lets its HTTP library's own through here
+            raise self._failed(error) from error
 
     def _complete(self, prompt: Prompt, max_new_tokens: int, temperature: float, seed: int) -> str:
         reply = self._request(prompt, max_new_tokens, temperature, seed, stream=False)
-        return (reply.choices[0].message.content or "").strip() if reply.choices else ""
+        if not getattr(reply, "choices", None):
+            raise ModelError(
+                f"the server at {self._base_url} answered without choices: {str(reply)[:200]!r}. "
+                "Does the address end as an OpenAI-compatible one does, mostly in /v1?"
+            )
+        return (reply.choices[0].message.content or "").strip()
 
     def _request(
         self, prompt: Prompt, max_new_tokens: int, temperature: float, seed: int, *, stream: bool
@@ -146,4 +154,7 @@ class ServerGenerator:
                 stream=stream,
             )
         except OpenAIError as error:
-            raise ModelError(f"the server at {self._base_url} failed: {error}") from error
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> ModelError:
+        return ModelError(f"the server at {self._base_url} failed: {error}")

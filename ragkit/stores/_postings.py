@@ -6,6 +6,8 @@ and cached on disk.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -109,15 +111,45 @@ def _sort(rows: Array, scores: Array, size: int) -> None:
         _sift(rows, scores, 0, end)
 
 
+def pack_queries(
+    weights: Sequence[Mapping[str, float]], terms: Mapping[str, int]
+) -> tuple[Array, Array, Array]:
+    """Return the queries' terms as numbers (-1: not in this segment), weights, and their places."""
+    numbers: list[int] = []
+    factors: list[float] = []
+    indptr = [0]
+    for weighted in weights:
+        numbers.extend(map(terms.get, weighted, repeat(-1)))
+        factors.extend(weighted.values())
+        indptr.append(len(numbers))
+    return np.array(numbers, np.int64), np.array(factors), np.array(indptr, np.int64)
+
+
 @njit(cache=True, nogil=True)
-def _score(
-    weight: float, frequency: float, scale: float, bm25l: bool, k1: float, delta: float
-) -> float:
-    """Return what a term adds; `scale` is k1 (1 - b + b · length / average length)."""
-    if bm25l:
-        c = frequency * k1 / scale + delta
-        return weight * frequency * c / (k1 + c)
-    return weight * frequency / (frequency + scale)
+def weigh_postings(
+    terms: Array, indptr: Array, postings: Array, counts: Array, scales: Array,
+    bm25l: bool, k1: float, delta: float, impacts: Array, peaks: Array,
+) -> None:  # fmt: skip
+    """Fill in the impacts of these terms' postings, once, and each term's greatest.
+
+    An impact is what a term of weight 1 adds to the document. `scales` are
+    k1 (1 - b + b · length / average length), shape [documents]; the peak of a term whose impacts
+    are not filled in is below 0; a term that no document here holds is -1.
+    """
+    for term in terms:
+        if term < 0 or peaks[term] >= 0:
+            continue
+        peak = 0.0
+        for i in range(indptr[term], indptr[term + 1]):
+            frequency, scale = float(counts[i]), scales[postings[i]]
+            if bm25l:
+                c = frequency * k1 / scale + delta
+                impact = frequency * c / (k1 + c)
+            else:
+                impact = frequency / (frequency + scale)
+            impacts[i] = impact
+            peak = max(peak, impact)
+        peaks[term] = peak
 
 
 @njit(cache=True, nogil=True)
@@ -135,58 +167,79 @@ def _drop(touched: Array, size: int, sums: Array, least: float) -> int:
 
 
 @njit(cache=True, nogil=True)
+def _look_up(
+    weight: float, postings: Array, impacts: Array, touched: Array, size: int, sums: Array
+) -> None:
+    """Add a term to the sums of the touched documents that hold it, by binary search."""
+    for i in range(size):
+        row = touched[i]
+        place = np.searchsorted(postings, row)
+        if place < len(postings) and postings[place] == row:
+            sums[row] += weight * impacts[place]
+
+
+@njit(cache=True, nogil=True)
+def _add(
+    weight: float, postings: Array, impacts: Array,
+    touched: Array, size: int, sums: Array, closed: bool,
+) -> int:  # fmt: skip
+    """Add a term to its documents' sums, to new ones unless closed; return how many are touched."""
+    for i in range(len(postings)):
+        row = postings[i]
+        old = sums[row]
+        known = old > -np.inf
+        if closed and not known:
+            continue
+        touched[size] = row
+        size += not known
+        sums[row] = (old if known else 0.0) + weight * impacts[i]
+    return size
+
+
+@njit(cache=True, nogil=True)
 def search_segment(
-    indptr: Array, postings: Array, counts: Array, scales: Array,
+    indptr: Array, postings: Array, impacts: Array, peaks: Array,
     query_terms: Array, query_weights: Array, query_indptr: Array, allowed: Array,
-    bm25l: bool, k1: float, delta: float,
-    part: int, parts: int, out_rows: Array, out_scores: Array,
+    documents: int, part: int, parts: int, out_rows: Array, out_scores: Array,
 ) -> None:  # fmt: skip
     """Score queries `part`, `part + parts`, … and write their best rows and scores.
 
     Terms are taken in the order of falling weight. Once a document that holds only the terms still
-    to come cannot reach the k best any more (a term adds less than its weight, but in BM25L), no
-    new document is taken in, and those that fell behind are dropped: the "continue" strategy of
-    Moffat and Zobel, 1996, with bounds that keep it exact.
+    to come cannot reach the k best any more, no new document is taken in, and those that fell
+    behind are dropped: the "continue" strategy of Moffat and Zobel, 1996, with bounds (weight times
+    peak) that keep it exact. A negative weight, which BM25 Okapi may give, turns this off.
 
-    `scales` are k1 (1 - b + b · length / average length), shape [documents]; a query's term that no
-    document here holds is -1; `out_rows` and `out_scores` have shape [queries, k]; places without a
-    hit keep row -1.
+    A query's term that no document here holds is -1; `out_rows` and `out_scores` have shape
+    [queries, k]; places without a hit keep row -1.
     """
-    sums = np.full(len(scales), -np.inf)  # -inf is untouched: a sum can be 0 or below (BM25 Okapi)
-    touched = np.empty(len(scales) + 1, np.int32)
+    sums = np.full(documents, -np.inf)  # -inf is untouched: a sum can be 0 or below
+    touched = np.empty(documents + 1, np.int32)
     for query in range(part, len(query_indptr) - 1, parts):
         begin, end = query_indptr[query], query_indptr[query + 1]
         order = begin + np.argsort(-query_weights[begin:end], kind="mergesort")
         rows, scores = out_rows[query], out_scores[query]
-        exhaustive = bm25l or (end > begin and query_weights[order[-1]] < 0)
-        to_come = query_weights[begin:end].sum() * 1.000001  # a margin for rounding
-        done, size, closed = 0.0, 0, False
+        done, to_come, size, closed, exhaustive = 0.0, 0.0, 0, False, False
+        for at in order:
+            exhaustive |= query_weights[at] < 0
+            if query_terms[at] >= 0:
+                to_come += query_weights[at] * peaks[query_terms[at]] * 1.000001  # for rounding
         for at in order:
             term, weight = query_terms[at], query_weights[at]
-            start, stop = (indptr[term], indptr[term + 1]) if term >= 0 else (0, 0)
-            if not (exhaustive or closed) and to_come < done and len(rows) <= size < stop - start:
+            if term < 0:
+                continue
+            start, stop = indptr[term], indptr[term + 1]
+            if not exhaustive and to_come < done and len(rows) <= size < stop - start:
                 full = _select(touched, size, sums, allowed, rows, scores) == len(rows)
                 if full and to_come < scores[0]:
                     size, closed = _drop(touched, size, sums, scores[0] - to_come), True
-            if closed and 16 * size < stop - start:
-                for i in range(size):
-                    row = touched[i]
-                    place = start + np.searchsorted(postings[start:stop], row)
-                    if place < stop and postings[place] == row:
-                        frequency = float(counts[place])
-                        sums[row] += _score(weight, frequency, scales[row], bm25l, k1, delta)
+            if closed and 32 * size < stop - start:
+                _look_up(weight, postings[start:stop], impacts[start:stop], touched, size, sums)
             else:
-                for i in range(start, stop):
-                    row = postings[i]
-                    known = sums[row] > -np.inf
-                    if closed and not known:
-                        continue
-                    score = _score(weight, float(counts[i]), scales[row], bm25l, k1, delta)
-                    touched[size] = row
-                    size += not known
-                    sums[row] = sums[row] + score if known else score
-            done += weight
-            to_come -= weight
+                found, added = postings[start:stop], impacts[start:stop]
+                size = _add(weight, found, added, touched, size, sums, closed)
+            bound = weight * peaks[term] * 1.000001
+            done += bound
+            to_come -= bound
         _sort(rows, scores, _select(touched, size, sums, allowed, rows, scores))
         for i in range(size):
             sums[touched[i]] = -np.inf

@@ -13,15 +13,15 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import repeat
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from threading import Lock
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import IndexStateError, SettingsError
-from ._postings import count_terms, fill_postings, search_segment
+from . import _postings
 from .analysis import Analyser, Vocabulary
 
 Variant: TypeAlias = Literal["lucene", "okapi", "l", "plus"]
@@ -87,9 +87,9 @@ def write_postings(folder: Path, texts: Iterable[str], analyser: Analyser) -> No
     """
     vocabulary = Vocabulary(analyser)
     numbers, lengths = vocabulary.number(texts)
-    sizes = count_terms(numbers, lengths, len(vocabulary.terms))
+    sizes = _postings.count_terms(numbers, lengths, len(vocabulary.terms))
     indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])
-    rows, counts = fill_postings(numbers, lengths, indptr)
+    rows, counts = _postings.fill_postings(numbers, lengths, indptr)
     if not counts.size or counts.max() < 1 << 16:
         counts = counts.astype(np.uint16)
     folder.mkdir()
@@ -138,7 +138,13 @@ class Bm25Store:
         self.starts: list[int] = [0, *np.cumsum(sizes, dtype=int).tolist()]
         total = sum(int(segment.lengths.sum(dtype=np.int64)) for segment in self._segments)
         self._average = total / len(self) if total else 1.0
-        self._scales = [self._scale(segment.lengths) for segment in self._segments]
+        self._lock = Lock()
+        self._reset()
+
+    def _reset(self) -> None:
+        """Set what depends on the settings; impacts take memory only once a query needs them."""
+        self._impacts = [np.empty(len(segment.rows)) for segment in self._segments]
+        self._peaks = [np.full(len(segment.terms), -1.0) for segment in self._segments]
         self._idf = lru_cache(maxsize=1 << 16)(self.idf)
 
     def with_settings(self, settings: Bm25Settings) -> Bm25Store:
@@ -147,17 +153,24 @@ class Bm25Store:
         other.__dict__.update(self.__dict__)
         other.settings = settings
         other.__dict__.pop("_mean_idf", None)
-        other._scales = [other._scale(segment.lengths) for segment in self._segments]
-        other._idf = lru_cache(maxsize=1 << 16)(other.idf)
+        other._reset()
         return other
 
     def __len__(self) -> int:
         return self.starts[-1]
 
-    def _scale(self, lengths: NDArray[np.int32]) -> NDArray[np.float64]:
-        relative: NDArray[np.float64] = lengths.astype(np.float64) / self._average
-        norm: NDArray[np.float64] = 1 - self.settings.b + self.settings.b * relative
-        return self.settings.k1 * norm
+    def _weigh_postings(self, place: int, terms: NDArray[np.int64]) -> None:
+        segment, settings = self._segments[place], self.settings
+        with self._lock:
+            if (self._peaks[place][terms[terms >= 0]] >= 0).all():
+                return
+            relative = segment.lengths.astype(np.float64) / self._average
+            _postings.weigh_postings(
+                terms, segment.indptr, segment.rows, segment.counts,
+                settings.k1 * (1 - settings.b + settings.b * relative),
+                settings.variant == "l", settings.k1, settings.shift,
+                self._impacts[place], self._peaks[place],
+            )  # fmt: skip
 
     @cached_property
     def _mean_idf(self) -> float:
@@ -220,8 +233,7 @@ class Bm25Store:
         ]
         all_rows, all_scores = found[0] if len(found) == 1 else _merge(found, len(texts), k)
         if self.settings.variant == "plus":
-            pairs = zip(all_scores, weights, strict=True)
-            all_scores = [scores + self._floor(weighted) for scores, weighted in pairs]
+            all_scores = [s + self._floor(w) for s, w in zip(all_scores, weights, strict=True)]
         return all_rows, all_scores
 
     def _weights(self, text: str) -> dict[str, float]:
@@ -240,7 +252,8 @@ class Bm25Store:
         self, place: int, weights: list[dict[str, float]], k: int, mask: NDArray[np.bool_] | None
     ) -> tuple[list[Rows], list[Scores]]:
         segment, start = self._segments[place], self.starts[place]
-        numbers, factors, indptr = _pack(weights, segment.terms)
+        numbers, factors, indptr = _postings.pack_queries(weights, segment.terms)
+        self._weigh_postings(place, numbers)
         allowed = np.empty(0, np.bool_) if mask is None else mask[start : self.starts[place + 1]]
         k = min(k, len(segment.lengths))
         rows = np.full((len(weights), k), -1, np.int64)
@@ -249,11 +262,10 @@ class Bm25Store:
         threads = min(self._threads or _default_threads(), max(1, len(weights) // 16))
 
         def work(part: int) -> None:
-            search_segment(
-                segment.indptr, segment.rows, segment.counts, self._scales[place],
+            _postings.search_segment(
+                segment.indptr, segment.rows, self._impacts[place], self._peaks[place],
                 numbers, factors * gain, indptr, allowed,
-                self.settings.variant == "l", self.settings.k1, self.settings.shift,
-                part, threads, rows, scores,
+                len(segment.lengths), part, threads, rows, scores,
             )  # fmt: skip
 
         if threads == 1:
@@ -280,18 +292,6 @@ def _merge(
         all_rows.append(rows[order])
         all_scores.append(scores[order])
     return all_rows, all_scores
-
-
-def _pack(weights: list[dict[str, float]], terms: dict[str, int]) -> tuple[Any, Any, Any]:
-    """Return the queries' terms as numbers (-1: not in this segment), weights, and their places."""
-    numbers: list[int] = []
-    factors: list[float] = []
-    indptr = [0]
-    for weighted in weights:
-        numbers.extend(map(terms.get, weighted, repeat(-1)))
-        factors.extend(weighted.values())
-        indptr.append(len(numbers))
-    return np.array(numbers, np.int64), np.array(factors), np.array(indptr, np.int64)
 
 
 def _default_threads() -> int:
