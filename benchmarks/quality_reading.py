@@ -42,7 +42,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         index = Index.build(Path(place) / "kb", documents.values(), stores=["bm25"])
         found = Bm25Retriever(index).retrieve(queries, 5)
-    contexts = {"closed book": [[] for _ in queries]}
+    contexts: dict[str, list[list[Hit]]] = {"closed book": [[] for _ in queries]}
     contexts |= {f"BM25, k = {k}": [hits[:k] for hits in found] for k in (1, 3, 5)}
     contexts["gold passage"] = [[Hit(documents[next(iter(qrels[q.id]))], 1.0)] for q in queries]
     reader = GeneratorReader(Generator.load("SmolLM2-135M-Instruct"), style=arguments.prompt)

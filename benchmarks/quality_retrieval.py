@@ -91,7 +91,7 @@ def choose(parts: Sequence[Retriever], qrels: Qrels, texts: dict[str, str]) -> f
     """Return BM25's weight that gives the best nDCG@10 on dev questions."""
     ids = sorted(qrels)[:: max(1, len(qrels) // TUNED_ON)]
     queries, some = [Query(id_, texts[id_]) for id_ in ids], {id_: qrels[id_] for id_ in ids}
-    scores = {}
+    scores: dict[float, float] = {}
     for weight in np.linspace(0, 1, 11).tolist():
         run = run_of(weighted(parts, weight), queries)
         values = retrieval_measures(run, some, [10])["nDCG@10"].values()

@@ -1,0 +1,109 @@
+"""Write README's tables from the results, so that README claims only what was measured.
+
+    python benchmarks/table.py --write     # or --check, which fails where README differs
+
+README marks each place with `<!-- benchmark:NAME -->` and `<!-- /benchmark -->`; NAME is
+retrieval, reading or speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from measure import RESULTS, ROOT
+
+README = ROOT / "README.md"
+_PLACE = re.compile(r"(<!-- benchmark:(\w+) -->\n).*?(<!-- /benchmark -->)", re.DOTALL)
+
+
+def main() -> None:
+    """Write or check the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("--write", action="store_true", help="put the tables into README")
+    action.add_argument("--check", action="store_true", help="fail where README differs")
+    arguments = parser.parse_args()
+    old = README.read_text(encoding="utf-8")
+    new = _PLACE.sub(lambda place: f"{place[1]}{render(place[2])}{place[3]}", old)
+    if arguments.write:
+        README.write_text(new, encoding="utf-8", newline="\n")
+    elif old != new:
+        sys.exit("README's tables are not those of benchmarks/results: run table.py --write")
+
+
+def render(name: str) -> str:
+    """Return one table in Markdown, with a line on where it was measured."""
+    path = RESULTS / f"{name}.json"
+    if name not in TABLES or not path.is_file():
+        sys.exit(f"README asks for the table {name!r}: there is no {path.relative_to(ROOT)}")
+    results = json.loads(path.read_text(encoding="utf-8"))
+    machine = results["machine"]
+    versions = ", ".join(f"{package} {number}" for package, number in results["versions"].items())
+    source = (
+        f"Measured {results['date']} at commit {results['commit']} on {machine['cores']} cores of "
+        f"{machine['processor']}; {versions}."
+    )
+    return f"\n{TABLES[name](results['rows'])}\n\n{source}\n\n"
+
+
+def retrieval(rows: Sequence[dict[str, Any]]) -> str:
+    """Lay out quality_retrieval.py's rows."""
+    measures = ("nDCG@10", "recall@10")
+    return _table(
+        ("set", "system", *measures, "n"),
+        [
+            (f"{r['set']} {r['split']}", r["system"], *(_mean(r[m]) for m in measures), str(r["n"]))
+            for r in rows
+        ],
+    )
+
+
+def reading(rows: Sequence[dict[str, Any]]) -> str:
+    """Lay out quality_reading.py's rows."""
+    measures = ("EM", "F1", "cover")
+    return _table(
+        ("passages given", *measures),
+        [(row["context"], *(_mean(row[measure]) for measure in measures)) for row in rows],
+    )
+
+
+def speed(rows: Sequence[dict[str, Any]]) -> str:
+    """Lay out speed.py's rows; ratios above 1 are in ragkit's favour."""
+    cells = []
+    for row in rows:
+        if "ratio" in row:
+            rates = [row["items a second"][name] for name in ("ragkit", row["peer"])]
+            ratio = f"{row['ratio']:.{2 if row['ratio'] < 10 else 0}f}×"
+            cells.append((row["work"], row["peer"], ratio, *map(_number, rates)))
+        else:
+            added = f"+{row['added milliseconds']:.0f} ms"
+            cells.append((row["work"], "bare Python", added, "", ""))
+    return _table(("work", "beside", "ratio", "ragkit, a second", "peer, a second"), cells)
+
+
+def _mean(value: dict[str, float]) -> str:
+    return f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+TABLES: dict[str, Callable[[Sequence[dict[str, Any]]], str]] = {
+    "retrieval": retrieval,
+    "reading": reading,
+    "speed": speed,
+}
+
+if __name__ == "__main__":
+    main()
