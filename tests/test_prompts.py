@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from ragkit.errors import DataError, SettingsError
 from ragkit.prompts import (
     STYLES,
+    Prompt,
     PromptStyle,
     abstains,
     build_prompt,
@@ -132,6 +133,9 @@ def test_a_style_without_its_places_is_refused() -> None:
         ("Paris [12] [0]", 3, ()),
         ("Paris", 3, ()),
         ("a[1]", 1, (0,)),
+        ("[ 2 ; 1 ] [2]", 2, (1, 0)),
+        ("in [1984] and [a1] and [-1] and []", 9, ()),
+        ("Paris [1]", 0, ()),
     ],
 )
 def test_citations(text: str, shown: int, expected: tuple[int, ...]) -> None:
@@ -151,6 +155,24 @@ def test_citations_are_taken_off() -> None:
         "",
         "The passages do not mention it.",
         "I cannot answer that.",
+        " \n",
+        "[1]",
+        "Unknown [2]",
+        "N/A.",
+        "Not mentioned.",
+        "I'm sorry, but I don’t know the answer [1].",
+        "I am unable to determine this from the passages.",
+        "I do not have enough information to answer.",
+        "The passages don't contain sufficient information.",
+        "There is insufficient information.",
+        "None of the passages mention tin.",
+        "No passage holds the answer.",
+        "The provided text does not explicitly state when.",
+        "It is not stated in the given passages.",
+        "The answer isn't in the passages.",
+        "The answer is not provided.",
+        "There is no answer to this question.",
+        "It cannot be determined.",
     ],
 )
 def test_abstentions(text: str) -> None:
@@ -164,7 +186,139 @@ def test_abstentions(text: str) -> None:
         "Tin",
         "It is not the largest in the world",
         "None of the Above (album)",
+        "I Can't Tell You Why",
+        "The wreck was not found in the Atlantic until 1985 [1]",
+        "It is not in the Alps.",
+        "Survivors could not be found",
+        "The Unanswered Question",
+        "Nonesuch",
+        "not guilty",
+        "He is not mentioned in the Iliad.",
+        "No one",
+        "0",
     ],
 )
 def test_answers_are_no_abstentions(text: str) -> None:
     assert not abstains(text)
+
+
+FRAGMENTS = st.sampled_from(
+    [
+        *("{context}", "{question}", "{number}", "{title}", "{text}", "{}", "{", "}", "%s", "$1"),
+        *("\\1", "\\g<0>", "\\", "[1]", "<|im_end|>", "\ue0000\ue001"),
+        *("Tin melts. ", "Who? ", "Où ça ! ", "\n", "\n\n", " ", "e.g. lead ", "東京。"),
+    ]
+)
+WORDS = st.lists(FRAGMENTS, max_size=8).map("".join)
+
+
+def _packed(
+    style: PromptStyle, question: str, hits: list[Hit], budget: int, window: int
+) -> list[str]:
+    """Pack by trying every cut, a token being a character."""
+    frame = (style.system + style.user).replace("{context}", "").replace("{question}", "")
+    room = min(budget, window - len(frame) - len(question))
+    kept = []
+    for number, hit in enumerate(hits, 1):
+        text, title = hit.document.text, hit.document.title
+        before, after = (style.titled if title else style.passage).split("{text}")
+        before = before.replace("{number}", str(number), 1).replace("{title}", title, 1)
+        ends = [end for _, end in sentences(text)]
+        cuts = [before + text[:end].rstrip() + after for end in ends]
+        fitting = [cut for cut in cuts if len(cut) <= room]
+        whole = before + text + after
+        if len(whole) > room:
+            return kept + fitting[-1:]
+        kept.append(whole)
+        room -= len(whole)
+    return kept
+
+
+@given(
+    st.lists(st.tuples(WORDS, WORDS), max_size=4),
+    WORDS,
+    st.integers(0, 200),
+    st.integers(0, 500),
+    st.sampled_from(sorted(STYLES)),
+)
+def test_packing_equals_trying_every_cut(
+    documents: list[tuple[str, str]], question: str, budget: int, window: int, name: str
+) -> None:
+    style = STYLES[name]
+    hits = [Hit(Document(str(i), *document), 1.0) for i, document in enumerate(documents)]
+    alone = len((style.alone + style.user_alone).replace("{question}", "")) + len(question)
+
+    def build() -> Prompt:
+        return build_prompt(
+            style, question, hits, budget=budget, window=window, count=len, sentences=sentences
+        )
+
+    if alone > window:
+        with pytest.raises(DataError, match="Shorten it"):
+            build()
+        return
+    prompt = build()
+    parts = [part for message in prompt.messages for part in message.parts]
+    expected = _packed(style, question, hits, budget, window)
+    assert [part.text for part in parts if part.kind == "context"] == expected
+    assert prompt.shown == len(expected)
+    assert [part.text for part in parts if part.kind == "question"] == [question]
+    assert sum(map(len, expected)) <= budget
+    assert sum(len(message.text) for message in prompt.messages) <= window
+    frame = [part.text for part in parts if part.kind == "instruction"]
+    wording = (style.system, style.user) if expected else (style.alone, style.user_alone)
+    assert "".join(frame) == re.sub(r"\{(context|question)\}", "", "".join(wording))
+
+
+def test_where_only_the_bare_question_fits_no_passage_is_shown() -> None:
+    style = STYLES["flashrag"]
+    # 20 characters hold "Doc 1(Title: ) x.", but not beside the longer wording that goes with it
+    window = len(style.alone) + len("Question: Why?") + 20
+    prompt = build_prompt(
+        style, "Why?", _hits(["x."]), budget=99, window=window, count=len, sentences=sentences
+    )
+    assert prompt.shown == 0
+    assert prompt.text == f"{style.alone}\n\nQuestion: Why?"
+
+
+def test_published_wordings_without_passages() -> None:
+    def text(name: str) -> str:
+        return build_prompt(
+            STYLES[name], "When?", [], budget=99, window=999, count=_count, sentences=sentences
+        ).text
+
+    assert text("flashrag") == (
+        "Answer the question based on your own knowledge. Only give me the answer and do not "
+        "output any other words.\n\nQuestion: When?"
+    )
+    assert text("spring") == "Question: When?\nAnswer:"
+
+
+def test_published_wordings_number_passages_and_keep_an_empty_title() -> None:
+    hits = [Hit(Document("1", "Tin melts.", "Tin"), 2.0), Hit(Document("2", "Lead, too."), 1.0)]
+
+    def context(name: str) -> str:
+        prompt = build_prompt(
+            STYLES[name], "When?", hits, budget=99, window=999, count=_count, sentences=sentences
+        )
+        parts = [part for message in prompt.messages for part in message.parts]
+        return "".join(part.text for part in parts if part.kind == "context")
+
+    assert context("flashrag") == "Doc 1(Title: Tin) Tin melts.\nDoc 2(Title: ) Lead, too.\n"
+    assert context("spring") == "[1] Tin Tin melts.\n[2] Lead, too.\n"
+
+
+@pytest.mark.parametrize(
+    ("system", "user"),
+    [
+        ("{context}", "{context} {question}"),
+        ("{question}", "{context}"),
+        ("", "{context}"),
+        ("{question} {context}", "{question}"),
+    ],
+)
+def test_context_and_question_stand_once_and_in_order(system: str, user: str) -> None:
+    with pytest.raises(SettingsError, match="once each"):
+        PromptStyle("bad", system, user, "{text}", "{text}", "")
+    with pytest.raises(SettingsError, match="once each"):
+        PromptStyle("bad", "{context}", "{question}", "{text}", "{text}", "", "no place")
