@@ -37,7 +37,7 @@ from pydantic import ConfigDict, Field
 
 from .artefacts import fingerprint
 from .errors import DataError, ModelError
-from .models.server import as_messages
+from .models.server import as_messages, estimate_tokens
 from .pipeline import Pipeline
 from .prompts import Prompt
 from .stores.documents import matches
@@ -47,7 +47,6 @@ _Configs: TypeAlias = RunnableConfig | list[RunnableConfig] | None
 _Question: TypeAlias = str | dict[str, Any]
 
 _LENGTHS = ("max_tokens", "num_predict", "max_output_tokens", "max_new_tokens")
-_BYTES_PER_TOKEN = 3  # on the safe side: English takes about 4 bytes a token
 
 
 class _Encoder(Protocol):
@@ -411,7 +410,7 @@ class ChatModelGenerator:
 
     def count(self, text: str) -> int:
         """Estimate how many tokens a text takes."""
-        return -(-len(text.encode("utf-8", "replace")) // _BYTES_PER_TOKEN)
+        return estimate_tokens(text)
 
     def generate(
         self,

@@ -19,6 +19,10 @@ Progress: TypeAlias = Callable[[str, int, int | None], None]
 """Told of long work as `(stage, done, total)`; `total` is None while it is not known."""
 
 
+def quiet(stage: str, done: int, total: int | None) -> None:
+    """Report nothing: the `Progress` of those who want none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
     """A unit of text that is stored, retrieved and cited.

@@ -20,7 +20,7 @@ from ..corpus import write_run
 from ..errors import DataError
 from ..pipeline import Pipeline
 from ..prompts import without_citations
-from ..types import Answer, Example, Hit, Progress, Qrels, Run
+from ..types import Answer, Example, Hit, Progress, Qrels, Run, quiet
 from .gold import LISTED, Gold, gold_of, warn_of_mixed_ids
 from .metrics import (
     ANSWER_MEASURES,
@@ -97,7 +97,7 @@ def evaluate(
     used = dict(settings or {}) | {"ks": ks, "seed": seed}
     to_json(used)
     gold = gold_of(examples, qrels, known)
-    report = progress or _quiet
+    report = progress or quiet
     with _output(output, replace) as folder:
         found = _retrieve(pipeline, examples, gold, report)
         ranking = strictly_decreasing(judged_run(found.run, gold.qrels, found.parents))
@@ -118,10 +118,6 @@ def evaluate(
 
 def _output(path: Path | None, replace: bool) -> AbstractContextManager[Path | None]:
     return nullcontext() if path is None else new_folder(path, replace=replace)
-
-
-def _quiet(stage: str, done: int, total: int | None) -> None:
-    """Report nothing."""
 
 
 def _retrieve(

@@ -27,6 +27,11 @@ def neutralise(text: str) -> str:
     return _CONTROL.sub(lambda match: match[0][0] + "\u200b" + match[0][1:], text)
 
 
+def estimate_tokens(text: str) -> int:
+    """Estimate how many tokens a text takes, where its tokenizer is not at hand."""
+    return -(-len(text.encode("utf-8", "replace")) // _BYTES_PER_TOKEN)
+
+
 def as_messages(prompt: Prompt) -> list[dict[str, str]]:
     """Return a prompt as chat messages, with control tokens in its data made harmless."""
     return [
@@ -80,7 +85,7 @@ class ServerGenerator:
 
     def count(self, text: str) -> int:
         """Estimate how many tokens a text takes."""
-        return -(-len(text.encode("utf-8", "replace")) // _BYTES_PER_TOKEN)
+        return estimate_tokens(text)
 
     def generate(
         self,

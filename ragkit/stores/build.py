@@ -27,10 +27,6 @@ SEGMENT_DOCUMENTS = 100_000
 STORES = ("bm25", "dense")
 
 
-def quiet(stage: str, done: int, total: int | None) -> None:
-    """Report nothing."""
-
-
 def build_index(
     path: Path,
     documents: Iterable[Document],

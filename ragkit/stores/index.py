@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from ..artefacts import file_hash, fingerprint, read_json
 from ..errors import DataError, IndexStateError
-from ..types import Document, Progress, Where
+from ..types import Document, Progress, Where, quiet
 from .analysis import Analyser
 from .bm25 import Bm25Settings, Bm25Store
-from .build import FORMAT, STORES, build_index, quiet
+from .build import FORMAT, STORES, build_index
 from .dense import AnnSettings, DenseStore
 from .documents import DocumentStore
 from .embeddings import DocumentEncoder, open_embeddings
