@@ -50,7 +50,10 @@ def ratio(seconds: dict[str, list[float]], ours: str, peer: str) -> float:
 
 
 def save(name: str, rows: Any, settings: dict[str, Any]) -> None:
-    """Write a benchmark's rows with the machine, the versions and the commit."""
+    """Write a part's rows, `BENCHMARK/PART`, with the machine, the versions and the commit.
+
+    Each part has a file of its own, so that one can be measured again alone.
+    """
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"],
         cwd=ROOT,
@@ -58,9 +61,10 @@ def save(name: str, rows: Any, settings: dict[str, Any]) -> None:
         text=True,
         check=False,
     ).stdout.strip()
-    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(
-        RESULTS / f"{name}.json",
+        path,
         {
             "date": datetime.date.today().isoformat(),
             "machine": {"processor": _processor(), "cores": os.cpu_count()},

@@ -63,7 +63,7 @@ def main() -> None:
             }
         )
         table.add_row(context, *(str(mean) for mean in means.values()))
-    save("reading", rows, {"questions": len(queries), "seed": 0, "prompt": arguments.prompt})
+    save("reading/squad", rows, {"questions": len(queries), "seed": 0, "prompt": arguments.prompt})
     Console(width=110).print(table)
 
 

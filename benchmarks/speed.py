@@ -46,13 +46,12 @@ def main() -> None:
     folder = data_folder() / "squad"
     documents = list(read_documents([folder / "corpus.jsonl.gz"]))
     questions = [e.query.text for e in read_questions(folder / "queries.jsonl.gz")]
-    rows: list[Row] = []
     for part in arguments.parts.split(","):
         large = part == "large"
         used = list(islice(windows(), arguments.documents)) if large else documents
-        rows += PARTS[part](used, questions)
-        save("speed", rows, {"parts": arguments.parts, "documents of large": arguments.documents})
-        Console().print(rows[-1])
+        rows = PARTS[part](used, questions)
+        save(f"speed/{part}", rows, {"documents": len(used)})
+        Console().print(rows)
 
 
 def encode(documents: list[Document], questions: list[str]) -> list[Row]:

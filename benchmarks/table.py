@@ -38,17 +38,24 @@ def main() -> None:
 
 def render(name: str) -> str:
     """Return one table in Markdown, with a line on where it was measured."""
-    path = RESULTS / f"{name}.json"
-    if name not in TABLES or not path.is_file():
-        sys.exit(f"README asks for the table {name!r}: there is no {path.relative_to(ROOT)}")
-    results = json.loads(path.read_text(encoding="utf-8"))
+    if name not in TABLES:
+        sys.exit(f"README asks for the table {name!r}; known are {', '.join(TABLES)}")
+    parts = sorted((RESULTS / name).glob("*.json"))
+    if not parts:
+        sys.exit(f"README asks for the table {name!r}: there are no results of it")
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in parts]
+    rows = [row for result in results for row in result["rows"]]
+    sources = dict.fromkeys(map(_source, results))
+    return f"\n{TABLES[name](rows)}\n\n{' '.join(sources)}\n\n"
+
+
+def _source(results: dict[str, Any]) -> str:
     machine = results["machine"]
     versions = ", ".join(f"{package} {number}" for package, number in results["versions"].items())
-    source = (
+    return (
         f"Measured {results['date']} at commit {results['commit']} on {machine['cores']} cores of "
         f"{machine['processor']}; {versions}."
     )
-    return f"\n{TABLES[name](results['rows'])}\n\n{source}\n\n"
 
 
 def retrieval(rows: Sequence[dict[str, Any]]) -> str:
