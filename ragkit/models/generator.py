@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from threading import Event, Thread
 from typing import Any, Literal, Self, TypeAlias
 
@@ -16,6 +17,7 @@ from ..errors import ModelError, SettingsError
 from ..prompts import Prompt
 from .names import resolve
 from .precision import Precision, batches, check_precision, default_device, has_bf16
+from .prefixes import shared_prefixes, worth_sharing
 from .prompt_ids import PromptEncoder
 
 Layout: TypeAlias = Literal["auto", "chat", "plain"]
@@ -114,16 +116,15 @@ class Generator:
         if temperature > 0:
             torch.manual_seed(seed)
         texts, done = [""] * len(prompts), 0
-        lengths = [len(ids) + max_new_tokens for ids in encoded]
-        for batch in batches(lengths, self._batch_tokens, limit=64):
-            inputs = self._pad([encoded[i] for i in batch])
+        for batch, inputs in self._read(encoded, max_new_tokens, alike=temperature == 0):
+            width = inputs["input_ids"].shape[1]
             output = self.model.generate(
-                **inputs, **self._options(max_new_tokens, temperature), tokenizer=self.tokenizer
+                **inputs, **self._options(width, max_new_tokens, temperature)
             )
-            new = output[:, inputs["input_ids"].shape[1] :]
-            for i, text in zip(batch, self._decode(new), strict=True):
-                texts[i] = text
-            done += len(batch)
+            for places, text in zip(batch, self._decode(output[:, width:]), strict=True):
+                for place in places:
+                    texts[place] = text
+                done += len(places)
             progress(done)
         return texts
 
@@ -142,10 +143,10 @@ class Generator:
         streamer: Any = TextIteratorStreamer(
             self.tokenizer, skip_prompt=True, skip_special_tokens=True
         )
-        options = self._options(max_new_tokens, temperature)
-        options |= self._pad([ids]) | {"streamer": streamer, "tokenizer": self.tokenizer}
+        options = self._options(len(ids), max_new_tokens, temperature)
+        options |= self._pad([ids]) | {"streamer": streamer}
         left = Event()
-        options["stopping_criteria"] = [lambda *_, **__: left.is_set()]
+        options.setdefault("stopping_criteria", []).append(lambda *_, **__: left.is_set())
         failures: list[Exception] = []
 
         def work() -> None:
@@ -198,6 +199,28 @@ class Generator:
                 out[batch, column] = torch.logsumexp(logprobs[:, ids], dim=-1).numpy()
         return out
 
+    def _read(
+        self, rows: Sequence[tuple[int, ...]], max_new_tokens: int, *, alike: bool
+    ) -> Iterator[tuple[list[list[int]], dict[str, Any]]]:
+        """Yield batches of what to generate from: the rows' places, and the inputs.
+
+        Rows are padded together; or, where they begin alike, what they share is read once. If
+        `alike`, equal rows have equal answers, and stand together.
+        """
+        places: dict[Any, list[int]] = {}
+        for place, ids in enumerate(rows):
+            places.setdefault(ids if alike else (place, ids), []).append(place)
+        groups = list(places.values())
+        distinct = [rows[group[0]] for group in groups]
+        if len(distinct) > 1 and worth_sharing(self.model, distinct):
+            for batch, cache in shared_prefixes(self.model, distinct, self._batch_tokens, 64):
+                inputs = self._pad([distinct[i] for i in batch])
+                yield [groups[i] for i in batch], inputs | {"past_key_values": cache}
+            return
+        lengths = [len(ids) + max_new_tokens for ids in distinct]
+        for batch in batches(lengths, self._batch_tokens, limit=64):
+            yield [groups[i] for i in batch], self._pad([distinct[i] for i in batch])
+
     def _check_length(self, tokens: int, max_new_tokens: int) -> None:
         if tokens + max_new_tokens > self.window:
             raise ModelError(
@@ -215,7 +238,8 @@ class Generator:
         device = self.model.device
         return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
 
-    def _options(self, max_new_tokens: int, temperature: float) -> dict[str, Any]:
+    def _options(self, width: int, max_new_tokens: int, temperature: float) -> dict[str, Any]:
+        """Return how to generate from prompts of so many tokens."""
         options: dict[str, Any] = {
             "max_new_tokens": max_new_tokens,
             "do_sample": temperature > 0,
@@ -225,8 +249,14 @@ class Generator:
         if temperature > 0:
             options["temperature"] = temperature
         if not self.encoder.chat:
-            options["stop_strings"] = list(_PLAIN_STOPS)
+            options["stopping_criteria"] = [partial(self._plain_ends, width)]
         return options
+
+    def _plain_ends(self, width: int, ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        """Tell which rows have come to a stop string, leading line ends aside."""
+        texts = self.tokenizer.batch_decode(ids[:, width:], skip_special_tokens=True)
+        ended = [any(stop in text.lstrip("\n") for stop in _PLAIN_STOPS) for text in texts]
+        return torch.tensor(ended, device=ids.device)
 
     def _decode(self, rows: torch.Tensor) -> list[str]:
         texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True)

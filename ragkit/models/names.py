@@ -58,6 +58,7 @@ WHEEL_MODELS = (
         licence="Apache-2.0",
     ),
 )
+_HUB_SECONDS = 10
 DEFAULT_ENCODER = WHEEL_MODELS[0].name
 DEFAULT_GENERATOR = WHEEL_MODELS[1].name
 
@@ -68,7 +69,8 @@ def resolve(name: str) -> str:
     A GGUF file, given or in a wheel, is converted once into ragkit's cache folder.
 
     Raises:
-        ModelError: a path that does not exist, or a wheel that is not installed.
+        ModelError: a path that does not exist, a wheel that is not installed, or a name that the
+            hub does not know, or cannot be asked about.
     """
     path = Path(name).expanduser()
     if path.is_dir():
@@ -83,7 +85,25 @@ def resolve(name: str) -> str:
                 raise ModelError(_not_installed(model))
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(".gguf"):
         raise ModelError(f"model {name!r}: there is no such folder")
+    _ask_hub(name)
     return name
+
+
+def _ask_hub(name: str) -> None:
+    """Ask once whether the hub has a model: loading a misspelt name would retry for a minute."""
+    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    if constants.HF_HUB_OFFLINE or try_to_load_from_cache(name, "config.json"):
+        return
+    known = ", ".join(model.name for model in WHEEL_MODELS)
+    meant = f"It is no local folder and none of the packaged models ({known}), and"
+    try:
+        HfApi().model_info(name, timeout=_HUB_SECONDS)
+    except RepositoryNotFoundError as error:
+        raise ModelError(f"model {name!r}: {meant} the hub has none of this name") from error
+    except Exception as error:  # its HTTP library's own errors come through as they are
+        raise ModelError(f"model {name!r}: {meant} the hub cannot be asked: {error}") from error
 
 
 def _not_installed(model: WheelModel) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from ..errors import MissingExtra, ModelError
+from ..errors import MissingExtra, ModelError, SettingsError
 from ..prompts import Prompt
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ class ServerGenerator:
 
     Raises:
         MissingExtra: the package `openai` is not installed.
+        SettingsError: a number that leaves no room.
     """
 
     def __init__(
@@ -77,6 +78,11 @@ class ServerGenerator:
             from openai import OpenAI
         except ImportError as error:
             raise MissingExtra("openai", "server", "a generator behind a server") from error
+        if window < 1 or concurrency < 1 or timeout <= 0:
+            raise SettingsError(
+                f"window {window}, concurrency {concurrency} and timeout {timeout} of a server "
+                "must be above 0"
+            )
         self.name = model
         self.window = window
         self._base_url = base_url

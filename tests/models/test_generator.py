@@ -17,6 +17,7 @@ from ragkit.errors import ModelError, SettingsError
 from ragkit.models import Generator
 from ragkit.models.generator import _until_stop
 from ragkit.models.names import resolve
+from ragkit.models.prefixes import worth_sharing
 from ragkit.models.prompt_ids import PromptEncoder
 from ragkit.prompts import STYLES, Message, Part, Prompt, build_prompt
 from ragkit.splitting import sentences
@@ -160,6 +161,40 @@ def test_answers_keep_the_prompts_order_in_batches_of_any_size(generator):
     assert done[-1] == 3
     assert done == sorted(set(done))
     assert generator.generate(prompts, max_new_tokens=4) == expected
+
+
+def test_prompts_that_begin_alike_are_answered_as_if_each_were_alone(generator, monkeypatch):
+    passages = ["Tin melts at 232 degrees.", "Ada Lovelace wrote the first program. " * 6, "Brie."]
+    contexts = [passages, passages[:1], passages[:2], passages[::-1], [], passages]
+    prompts = [ask("At how many degrees does tin melt?", texts) for texts in contexts]
+    ids = [generator.encoder.encode(prompt).ids for prompt in prompts]
+    assert worth_sharing(generator.model, ids)
+    done = []
+    shared = generator.generate(prompts, max_new_tokens=8, progress=done.append)
+    assert done[-1] == 6  # equal prompts are answered once and counted twice
+    monkeypatch.setattr("ragkit.models.generator.worth_sharing", lambda *_: False)
+    assert shared == [generator.generate([prompt], max_new_tokens=8)[0] for prompt in prompts]
+    assert shared == generator.generate(prompts, max_new_tokens=8)
+
+
+def test_equal_prompts_are_sampled_apart(generator):
+    prompt = ask("Name an animal.", ["Cats, dogs, newts and cows are animals."])
+    texts = generator.generate([prompt] * 4, max_new_tokens=8, temperature=2.0, seed=1)
+    assert len(set(texts)) > 1
+
+
+def test_a_plain_answer_may_begin_with_blank_lines(generator):
+    plain = Generator(generator.model, generator.tokenizer, layout="plain")
+    start = "Q: Where is Paris?"
+    prompt = plainly(start)
+    answer = plain.generate([prompt], max_new_tokens=16)[0]
+    blank = generator.tokenizer.encode("\n\n", add_special_tokens=False)
+    width = len(generator.encoder.data_ids(start))
+    ids = torch.tensor([[*generator.encoder.data_ids(start), *blank]])
+    assert plain._plain_ends(width, ids, None).tolist() == [False]
+    ended = torch.tensor([[*generator.encoder.data_ids(start), *blank, 7042, *blank]])
+    assert plain._plain_ends(width, ended, None).tolist() == [True]
+    assert answer and "\n\n" not in answer
 
 
 def test_no_prompts_no_answers(generator):

