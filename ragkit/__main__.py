@@ -195,11 +195,12 @@ def evaluate(
 
     from .artefacts import check_output, file_hash
     from .corpus import read_qrels, read_questions
+    from .evaluation.folder import MARK
     from .evaluation.report import measures_table
     from .evaluation.runs import evaluate as measure
     from .stores.index import Index
 
-    check_output(output, replace)
+    check_output(output, replace, MARK)
     judged = read_qrels(qrels) if qrels else None
     examples = _chosen(read_questions(questions), None if all_questions else judged, limit)
     queries = _filtered([example.query for example in examples], where)
@@ -213,7 +214,7 @@ def evaluate(
             pipeline,
             examples,
             qrels=judged,
-            known=index.holds,
+            corpus=index,
             output=output,
             replace=replace,
             settings={

@@ -99,29 +99,42 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def check_output(path: Path, replace: bool) -> None:
+def check_output(path: Path, replace: bool, mark: str) -> None:
     """Refuse an output folder that is in the way, before any work is done.
 
+    Args:
+        path: the folder that will be written.
+        replace: whether a folder of the same kind may be replaced.
+        mark: the file by which that kind is known; what lacks it is never replaced.
+
     Raises:
-        SettingsError: `path` exists and is not an empty folder, and `replace` is false.
+        SettingsError: `path` exists, is not an empty folder, and may not be replaced.
     """
-    if path.is_dir() and not any(path.iterdir()):
+    if not (path.exists() or path.is_symlink()) or (path.is_dir() and not any(path.iterdir())):
         return
-    if path.exists() and not replace:
+    if not replace:
         raise SettingsError(f"{path} exists already. Choose another place, or pass --replace.")
+    if not (path / mark).is_file():
+        raise SettingsError(
+            f"{path} is not what would be written there (it has no {mark}), and is not replaced. "
+            "Choose another place, or remove it yourself."
+        )
 
 
 @contextmanager
-def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+def new_folder(path: Path, *, replace: bool = False, mark: str) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path` when the block ends well.
 
     On any exception, Ctrl-C included, the temporary folder is removed and `path` is as it was.
 
     Raises:
-        SettingsError: `path` exists and `replace` is false.
+        SettingsError: as `check_output` does, or if there can be no folder at `path`.
     """
-    check_output(path, replace)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    check_output(path, replace, mark)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"{path}: there can be no folder here ({error.strerror})") from error
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     retired = temporary.with_name(temporary.name + ".old")
     try:

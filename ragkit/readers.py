@@ -85,7 +85,7 @@ class GeneratorReader:
                 f"context_tokens {context_tokens} and max_new_tokens {max_new_tokens} must be at "
                 f"least 1, temperature {temperature} not negative"
             )
-        self._generator = generator
+        self.generator = generator
         self.style = style_named(style) if isinstance(style, str) else style
         self._context_tokens = context_tokens
         self._max_new_tokens = max_new_tokens
@@ -101,7 +101,7 @@ class GeneratorReader:
         """
         pairs = list(zip(queries, hits, strict=True))
         prompts = [self.prompt(query, found) for query, found in pairs]
-        texts = self._generator.generate(
+        texts = self.generator.generate(
             prompts,
             max_new_tokens=self._max_new_tokens,
             temperature=self._temperature,
@@ -117,7 +117,7 @@ class GeneratorReader:
         """Answer one query, handing each piece of text to `write` as it comes."""
         prompt = self.prompt(query, hits)
         pieces = []
-        for piece in self._generator.stream(
+        for piece in self.generator.stream(
             prompt,
             max_new_tokens=self._max_new_tokens,
             temperature=self._temperature,
@@ -134,23 +134,25 @@ class GeneratorReader:
             query.text,
             hits,
             budget=self._context_tokens,
-            window=self._generator.window - self._max_new_tokens - _TEMPLATE_TOKENS,
-            count=self._generator.count,
+            window=self.generator.window - self._max_new_tokens - _TEMPLATE_TOKENS,
+            count=self.generator.count,
             sentences=sentences,
         )
 
     def _answer(self, query: Query, hits: Sequence[Hit], prompt: Prompt, text: str) -> Answer:
         shown, abstained = tuple(hits[: prompt.shown]), abstains(text)
         cited = citations(text, prompt.shown)
-        attributed = not cited and not abstained
+        support = () if cited or abstained else attribute(text, query.text, shown)
         return Answer(
             query=query,
             text=text,
             hits=shown,
             prompt=prompt.text,
-            citations=attribute(text, query.text, shown) if attributed else cited,
-            attributed=attributed,
+            citations=cited or support,
+            attributed=bool(support),
             abstained=abstained,
+            prompt_tokens=self.generator.count(prompt.text),
+            answer_tokens=self.generator.count(text),
         )
 
 

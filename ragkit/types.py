@@ -67,7 +67,8 @@ class Answer:
     `hits` are the hits that the prompt showed, in the order of their numbers there (the first is
     `[1]`); `citations` are positions in `hits`, counted from 0, in the order in which the text
     cites them. Where it cites nothing, `attributed` is true, and they name the hit that holds its
-    words, if one does. `abstained` says that the reader declined to answer.
+    words, if one does. `abstained` says that the reader declined to answer. The tokens of prompt
+    and text are 0 where the reader does not count them.
     """
 
     query: Query
@@ -77,6 +78,8 @@ class Answer:
     citations: tuple[int, ...] = ()
     attributed: bool = False
     abstained: bool = False
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
 
     @property
     def cited(self) -> tuple[Document, ...]:

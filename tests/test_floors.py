@@ -40,6 +40,7 @@ ROOMS = {
     "pytrec_eval": {"evaluation/metrics.py"},
     "scipy": {"evaluation/statistics.py"},
     "sentencex": {"splitting.py"},
+    "psutil": {"evaluation/costs.py"},
     "openai": {"models/server.py"},
     "peft": {"models/generator.py"},
     "platformdirs": {"models/names.py"},

@@ -134,7 +134,7 @@ def test_the_manifest_says_what_there_is(pristine, encoder):
     sizes = sum(path.stat().st_size for path in files)
     assert index.size() == sizes - (pristine / "manifest.json").stat().st_size
     assert not [path for path in files if path.suffix in (".pkl", ".pickle", ".pt")]
-    assert index.holds("d7") and not index.holds("d40")
+    assert index.pieces("d7") == [index.documents[7]] and index.pieces("d40") == []
 
 
 @pytest.mark.parametrize("store", ["bm25", "dense"])
@@ -438,21 +438,27 @@ def test_write_json_replaces_or_leaves(tmp_path, monkeypatch):
 
 def test_new_folder_is_whole_or_absent(tmp_path):
     path = tmp_path / "out/run"
-    with new_folder(path) as folder:
+    with new_folder(path, mark="a") as folder:
         (folder / "a").write_text("1")
         assert not path.exists()
-    with pytest.raises(SettingsError, match="exists already"), new_folder(path):
+    with pytest.raises(SettingsError, match="exists already"), new_folder(path, mark="a"):
         pass
-    with pytest.raises(KeyboardInterrupt), new_folder(path, replace=True) as folder:
+    with pytest.raises(KeyboardInterrupt), new_folder(path, replace=True, mark="a") as folder:
         (folder / "a").write_text("2")
         raise KeyboardInterrupt
     assert listing(path.parent) == {"run": None, "run/a": b"1"}
-    with new_folder(path, replace=True) as folder:
+    with pytest.raises(SettingsError, match="has no b"), new_folder(path, replace=True, mark="b"):
+        pass
+    with new_folder(path, replace=True, mark="a") as folder:
         (folder / "b").write_text("3")
     assert listing(path.parent) == {"run": None, "run/b": b"3"}
-    check_output(tmp_path / "free", False)
+    check_output(tmp_path / "free", False, "a")
     with pytest.raises(SettingsError, match="--replace"):
-        check_output(path, False)
+        check_output(path, False, "b")
+    with pytest.raises(SettingsError, match="no folder here"), new_folder(path / "b/c", mark="a"):
+        pass
+    with pytest.raises(SettingsError, match="not replaced"):  # a file
+        check_output(path / "b", True, "a")
 
 
 def test_new_folder_puts_the_old_one_back(tmp_path, monkeypatch):
@@ -468,6 +474,6 @@ def test_new_folder_puts_the_old_one_back(tmp_path, monkeypatch):
         return replace(self, target)
 
     monkeypatch.setattr(type(path), "replace", second_fails)
-    with pytest.raises(KeyboardInterrupt), new_folder(path, replace=True):
+    with pytest.raises(KeyboardInterrupt), new_folder(path, replace=True, mark="a"):
         pass
     assert listing(tmp_path) == {"run": None, "run/a": b"1"}

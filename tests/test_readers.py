@@ -54,7 +54,10 @@ def test_an_answer_by_value():
         "Only return the answer without any other words.\n"
         "Question: When does tin melt?\nAnswer:"
     )
-    expected = Answer(QUERY, "232 degrees [1]", tuple(HITS[:2]), prompt, citations=(0,))
+    expected = Answer(
+        QUERY, "232 degrees [1]", tuple(HITS[:2]), prompt, citations=(0,),
+        prompt_tokens=len(prompt.split()), answer_tokens=3,
+    )  # fmt: skip
     assert reader.read([QUERY], [HITS[:2]]) == [expected]
     assert expected.cited == (HITS[0].document,)
     (prompts, *settings) = generator.asked[0]
@@ -97,7 +100,7 @@ def test_the_shown_hits_hold_whole_sentences(context):
 def test_without_hits_the_reader_asks_without_passages():
     answer = GeneratorReader(Says("At 232."), style="flashrag").read([QUERY], [[]])[0]
     assert answer.hits == answer.citations == ()
-    assert not answer.attributed or answer.citations == ()
+    assert not answer.attributed
     assert answer.prompt == (
         "Answer the question based on your own knowledge. Only give me the answer and do not "
         "output any other words.\n\nQuestion: When does tin melt?"

@@ -116,7 +116,7 @@ def _unknown(qrels: Qrels, known: Callable[[str], bool]) -> list[str]:
         document for grades in qrels.values() for document, grade in grades.items() if grade > 0
     )
     unknown = [document for document in relevant if not known(document)]
-    if len(unknown) == len(relevant):
+    if relevant and len(unknown) == len(relevant):
         raise DataError(
             f"none of the {len(relevant)} relevant documents that the qrels name is in the index: "
             f"{sample(unknown)}. Are they of another corpus?"

@@ -1,56 +1,63 @@
 """Run a pipeline over questions, score it, and keep what it did in a run folder.
 
-results.json    scores with their intervals, counts, times, settings, hashes of the data
+results.json    scores with their intervals, losses, counts, costs, settings, hashes of the data
 answers.jsonl   one line per question: answer, gold answers, scores, hits, prompt
+passages.jsonl  the documents that those lines name, up to rank 10
 run.trec        the ranking that was scored, for trec_eval or any other tool
 settings.json   what the run was made with
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
-from ..artefacts import fingerprint, new_folder, to_json, write_json
-from ..corpus import write_run
+from ..artefacts import new_folder, to_json
 from ..errors import DataError
 from ..pipeline import Pipeline
-from ..prompts import without_citations
-from ..types import Answer, Example, Hit, Progress, Qrels, Run, quiet
-from .gold import LISTED, Gold, gold_of, warn_of_mixed_ids
-from .metrics import (
-    ANSWER_MEASURES,
-    answer_measures,
-    answer_rank,
-    check_ks,
-    check_scores,
-    judged_ids,
-    judged_run,
-    retrieval_measures,
-    strictly_decreasing,
-)
+from ..types import Answer, Example, Hit, Progress, Qrels, Query, quiet
+from .contexts import build_contexts, check_contexts
+from .costs import Meter
+from .evidence import Corpus, Evidence, Need, gold_passages, parent_of
+from .folder import MARK, Passages, write_folder
+from .gold import Gold, gold_of, warn_of_mixed_ids
+from .metrics import answer_rank, check_ks, check_scores, judged_run, strictly_decreasing
 from .results import Results
-from .statistics import bootstrap_mean
+from .scoring import Record, score
 
 _SLICE = 256  # questions retrieved between two reports of progress
-
-Scores = dict[str, dict[str, float]]
-"""Measure -> query id -> value."""
+_TEXTS = 10  # hits of a question whose texts the run folder keeps
 
 
 @dataclass(slots=True)
-class _Found:
-    """What retrieval found; of the hits themselves, those that a reader will be given."""
+class _Task:
+    """What is evaluated, with what is known about it."""
 
-    run: Run = field(default_factory=dict)
-    parents: dict[str, str] = field(default_factory=dict)
-    answer_ranks: dict[str, int] = field(default_factory=dict)
-    hits: list[Sequence[Hit]] = field(default_factory=list)
-    seconds: float = 0.0
+    pipeline: Pipeline
+    examples: Sequence[Example]
+    gold: Gold
+    evidence: Evidence
+    corpus: Corpus | None
+    contexts: Sequence[str]
+    noise: Sequence[float]
+    seed: int
+    progress: Progress
+    meter: Meter = field(default_factory=Meter)
+    kept: dict[str, Sequence[Hit]] = field(default_factory=dict)
+    distractors: dict[str, list[Hit]] = field(default_factory=dict)
+
+    @property
+    def distractors_wanted(self) -> int:
+        """How many distractors a question may be given."""
+        if not (self.contexts or self.noise):
+            return 0
+        golds = max(1, self.pipeline.keep)
+        swept = (round(golds * r / (1 - r)) for r in self.noise if r < 1)
+        return max([golds, *swept])
 
 
 def evaluate(
@@ -59,8 +66,11 @@ def evaluate(
     *,
     qrels: Qrels | None = None,
     ks: Sequence[int] = (1, 5, 10, 20, 100),
-    known: Callable[[str], bool] | None = None,
-    output: Path | None = None,
+    corpus: Corpus | None = None,
+    need: Need = "any",
+    contexts: Sequence[str] = (),
+    noise: Sequence[float] = (),
+    output: str | Path | None = None,
     replace: bool = False,
     settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
@@ -79,201 +89,147 @@ def evaluate(
         examples: questions with their gold answers, if known; ids are unique.
         qrels: judgements; those of questions that are not asked are ignored.
         ks: the depths of recall@k, hit@k and answer@k; those beyond the pipeline's are left out.
-        known: whether the index holds a document or pieces of it; it lets relevant documents that
-            cannot be found be counted and listed.
+        corpus: the index that is searched. It lets relevant documents that cannot be found be
+            counted, gold passages be read, and questions be told that no document answers.
+        need: whether one relevant document is enough for a question, or all are needed.
+        contexts: what else the reader is given, by names of `contexts.CONTEXTS`.
+        noise: the shares of distractors of a noise sweep, 0 to 1.
         output: the run folder to write: whole, or not at all.
         replace: whether `output` may replace a folder that exists.
         settings: JSON values to keep with the run (the index's manifest, names of models, …);
-            `ks` and `seed` are added.
+            `ks`, `need` and `seed` are added.
         progress: told of the stages `retrieve` and `read`.
-        seed: of the bootstrap.
+        seed: of the bootstrap, and of places in contexts.
 
     Raises:
         DataError: as `gold_of` does, or if a hit's score is not a finite number.
-        SettingsError: `output` exists and `replace` is false, or a k is not a positive integer.
+        SettingsError: `output` exists and `replace` is false, a k is not a positive integer, or an
+            unknown context.
     """
     check_ks(ks)
+    check_contexts(contexts, noise)
     ks = [k for k in ks if k <= pipeline.depth]
-    used = dict(settings or {}) | {"ks": ks, "seed": seed}
+    used = dict(settings or {}) | {"ks": ks, "need": need, "seed": seed}
     to_json(used)
-    gold = gold_of(examples, qrels, known)
-    report = progress or quiet
-    with _output(output, replace) as folder:
-        found = _retrieve(pipeline, examples, gold, report)
-        ranking = strictly_decreasing(judged_run(found.run, gold.qrels, found.parents))
-        warn_of_mixed_ids(ranking, gold.qrels)
+    gold = gold_of(examples, qrels, (lambda name: bool(corpus.pieces(name))) if corpus else None)
+    evidence = Evidence(gold, need)
+    task = _Task(
+        pipeline, examples, gold, evidence, corpus, contexts, noise, seed, progress or quiet
+    )
+    with _output(output, replace) as (folder, passages):
+        record = _retrieve(task, passages)
+        record.run = strictly_decreasing(judged_run(record.found, gold.qrels, record.parents))
+        warn_of_mixed_ids(record.run, gold.qrels)
+        _read(task, record, passages)
+        scored = score(record, examples, gold, evidence, corpus, ks, seed)
+        results = Results(**scored.summary, costs=task.meter.costs, settings=used)
         if folder:
-            write_run(folder / "run.trec", ranking, "ragkit")
-        answers, seconds = _read(pipeline, examples, found.hits, report)
-        scores = _retrieval_scores(ranking, gold, found, ks), _answer_scores(answers, gold)
-        times = {"retrieve": found.seconds} | ({"read": seconds} if answers else {})
-        results = _results(examples, gold, found, answers, scores, times, used)
-        if folder:
-            rows = _rows(examples, gold, found, answers, scores[0] | scores[1])
-            _write_lines(folder / "answers.jsonl", rows)
-            write_json(folder / "settings.json", used)
-            write_json(folder / "results.json", results.to_json())
+            write_folder(folder, examples, gold.qrels, record, scored, results)
     return results
 
 
-def _output(path: Path | None, replace: bool) -> AbstractContextManager[Path | None]:
-    return nullcontext() if path is None else new_folder(path, replace=replace)
+@contextmanager
+def _output(path: str | Path | None, replace: bool) -> Iterator[tuple[Path | None, Passages]]:
+    if path is None:
+        yield None, Passages(None)
+        return
+    made = new_folder(Path(path), replace=replace, mark=MARK)
+    with made as folder, Passages(folder / "passages.jsonl") as kept:
+        yield folder, kept
 
 
-def _retrieve(
-    pipeline: Pipeline, examples: Sequence[Example], gold: Gold, progress: Progress
-) -> _Found:
-    found = _Found()
-    for start in range(0, len(examples), _SLICE):
-        progress("retrieve", start, len(examples))
-        part = examples[start : start + _SLICE]
-        started = perf_counter()
-        lists = pipeline.retrieve([example.query for example in part])
-        found.seconds += perf_counter() - started
-        for example, hits in zip(part, lists, strict=True):
-            _note(found, example, hits, gold)
-        if pipeline.reader is not None:
-            found.hits += [hits[: pipeline.keep] for hits in lists]
-    progress("retrieve", len(examples), len(examples))
-    return found
+def _retrieve(task: _Task, passages: Passages) -> Record:
+    record = Record(reranked=task.pipeline.reranker is not None)
+    total = len(task.examples)
+    for start in range(0, total, _SLICE):
+        task.progress("retrieve", start, total)
+        part = task.examples[start : start + _SLICE]
+        before, after = _ranked(task, [example.query for example in part])
+        for example, first, hits in zip(part, before, after, strict=True):
+            _note(task, record, example, first, hits)
+            passages.add(hit.document for hit in islice(hits, _TEXTS))
+    task.progress("retrieve", total, total)
+    return record
 
 
-def _note(found: _Found, example: Example, hits: Sequence[Hit], gold: Gold) -> None:
-    query = example.query.id
-    scores = found.run[query] = {}
+def _ranked(task: _Task, queries: Sequence[Query]) -> tuple[list[list[Hit]], list[list[Hit]]]:
+    """Return the queries' hits as retrieved, and as they stand in the end."""
+    pipeline = task.pipeline
+    with task.meter.stage("retrieve"):
+        before = pipeline.retriever.retrieve(queries, pipeline.depth)
+    if pipeline.reranker is None:
+        return before, before
+    with task.meter.stage("rerank"):
+        return before, pipeline.reranker.rerank(queries, before, pipeline.depth)
+
+
+def _note(
+    task: _Task, record: Record, example: Example, before: Sequence[Hit], hits: Sequence[Hit]
+) -> None:
+    """Keep of a question's hits what is scored, and those that a reader will be given."""
+    query, keep = example.query.id, task.pipeline.keep
+    scores = record.found[query] = {}
     for hit in hits:
         scores.setdefault(hit.document.id, float(hit.score))
-        metadata = hit.document.metadata
-        # "parent" alone may be a field of the user's own, as in a forum's threads.
-        if metadata.keys() >= {"parent", "start", "end"}:
-            found.parents[hit.document.id] = str(metadata["parent"])
+        if (parent := parent_of(hit.document)) is not None:
+            record.parents[hit.document.id] = parent
     check_scores(query, scores)
-    if example.answers and query not in gold.qrels:
+    if example.answers and query not in task.gold.qrels:
         texts = (hit.document.text for hit in hits)
-        found.answer_ranks[query] = answer_rank(texts, example.answers)
+        record.answer_ranks[query] = answer_rank(texts, example.answers)
+    if task.evidence.needs(query):
+        lists = (hits, before[:keep], hits[:keep])
+        record.given[query] = tuple(task.evidence.suffices(query, some) for some in lists)
+    if task.pipeline.reader is not None:
+        task.kept[query] = hits[:keep]
+    if wanted := task.distractors_wanted:
+        wrong = (hit for hit in hits if task.evidence.misleads(query, hit))
+        task.distractors[query] = list(islice(wrong, wanted))
 
 
-def _read(
-    pipeline: Pipeline,
-    examples: Sequence[Example],
-    hits: Sequence[Sequence[Hit]],
-    progress: Progress,
-) -> tuple[list[Answer], float]:
-    if pipeline.reader is None:
-        return [], 0.0
-    progress("read", 0, len(examples))
-    started = perf_counter()
-    answers = pipeline.read([example.query for example in examples], hits)
-    seconds = perf_counter() - started
-    progress("read", len(examples), len(examples))
-    for example, answer in zip(examples, answers, strict=True):
-        if answer.query.id != example.query.id:
+def _read(task: _Task, record: Record, passages: Passages) -> None:
+    """Answer all questions in all contexts, in one call: what prompts share is then read once."""
+    reader = task.pipeline.reader
+    if reader is None:
+        return
+    queries = {example.query.id: example.query for example in task.examples}
+    asked = [(query, "retrieved", hits) for query, hits in task.kept.items()]
+    asked += _other_contexts(task)
+    task.progress("read", 0, len(asked))
+    with task.meter.stage("read") as cost:
+        read = reader.read([queries[query] for query, *_ in asked], [hits for *_, hits in asked])
+    cost.prompt_tokens = sum(answer.prompt_tokens for answer in read)
+    cost.answer_tokens = sum(answer.answer_tokens for answer in read)
+    task.progress("read", len(asked), len(asked))
+    under: dict[str, dict[str, Answer]] = {name: {} for name in task.contexts}
+    for (query, name, _), answer in zip(asked, read, strict=True):
+        if answer.query.id != query:
             raise DataError(
-                f"the reader answered {answer.query.id!r} where {example.query.id!r} was asked: "
+                f"the reader answered {answer.query.id!r} where {query!r} was asked: "
                 "answers must keep the order of the questions"
             )
-    return answers, seconds
+        if name != "retrieved" or name in task.contexts:
+            under.setdefault(name, {})[query] = answer
+        passages.add(hit.document for hit in answer.hits)
+    record.answers = dict(zip(queries, read, strict=False))
+    record.contexts = {name: answers for name, answers in under.items() if answers}
 
 
-def _retrieval_scores(ranking: Run, gold: Gold, found: _Found, ks: Sequence[int]) -> Scores:
-    scores = retrieval_measures(ranking, gold.qrels, ks) if gold.qrels else {}
-    if found.answer_ranks:
-        for k in ks:
-            scores[f"answer@{k}"] = {
-                query: float(0 < rank <= k) for query, rank in found.answer_ranks.items()
-            }
-    return scores
-
-
-def _answer_scores(answers: Sequence[Answer], gold: Gold) -> Scores:
-    scores: Scores = {}
-    for answer in answers:
-        golds = gold.answers.get(answer.query.id)
-        if golds is not None:
-            text = without_citations(answer.text)
-            values = answer_measures(text, golds, abstained=answer.abstained)
-            for measure in ANSWER_MEASURES:
-                scores.setdefault(measure, {})[answer.query.id] = values[measure]
-    return scores
-
-
-def _results(
-    examples: Sequence[Example],
-    gold: Gold,
-    found: _Found,
-    answers: Sequence[Answer],
-    scores: tuple[Scores, Scores],
-    times: dict[str, float],
-    settings: dict[str, Any],
-) -> Results:
-    listed = dict(gold.remarks)
-    listed["nothing_found"] = [query for query, hits in found.run.items() if not hits]
-    listed["abstained"] = [answer.query.id for answer in answers if answer.abstained]
-    retrieval, reading = (
-        {
-            measure: bootstrap_mean(list(values.values()), seed=settings["seed"])
-            for measure, values in measures.items()
-        }
-        for measures in scores
-    )
-    questions = {
-        example.query.id: [example.query.text, dict(example.query.where), list(example.answers)]
-        for example in examples
-    }
-    return Results(
-        retrieval=retrieval,
-        answers=reading,
-        counts={
-            "questions": len(examples),
-            "judged": len(gold.qrels),
-            "with_gold": len(gold.answers),
-        }
-        | {name: len(ids) for name, ids in listed.items()},
-        listed={name: ids[:LISTED] for name, ids in listed.items() if ids},
-        times=times,
-        settings=settings,
-        hashes={"questions": fingerprint(questions), "qrels": fingerprint(gold.qrels)},
-    )
-
-
-def _rows(
-    examples: Sequence[Example],
-    gold: Gold,
-    found: _Found,
-    answers: Sequence[Answer],
-    scores: Scores,
-) -> Iterator[dict[str, Any]]:
-    """Yield the lines of answers.jsonl; without a reader they hold no answer and no prompt."""
-    judged_as = judged_ids(gold.qrels, found.parents)
-    for place, example in enumerate(examples):
-        query = example.query.id
-        grades = gold.qrels.get(query, {})
-        row = {
-            "id": query,
-            "question": example.query.text,
-            "golds": list(example.answers),
-            "scores": {name: values[query] for name, values in scores.items() if query in values},
-            "hits": [
-                {"rank": rank, "id": document, "score": score}
-                | ({"parent": judged_as[document]} if document in judged_as else {})
-                | {"grade": grades.get(judged_as.get(document, document))}
-                for rank, (document, score) in enumerate(found.run[query].items(), start=1)
-            ],
-        }
-        yield row | (_answer_row(answers[place]) if answers else {})
-
-
-def _answer_row(answer: Answer) -> dict[str, Any]:
-    return {
-        "answer": answer.text,
-        "abstained": answer.abstained,
-        "citations": [document.id for document in answer.cited],
-        "shown": [hit.document.id for hit in answer.hits],
-        "prompt": answer.prompt,
-    }
-
-
-def _write_lines(path: Path, rows: Iterator[dict[str, Any]]) -> None:
-    with path.open("w", encoding="utf-8", newline="\n") as handle:
-        for row in rows:
-            handle.write(to_json(row) + "\n")
+def _other_contexts(task: _Task) -> list[tuple[str, str, Sequence[Hit]]]:
+    if not (task.contexts or task.noise):
+        return []
+    asked: list[tuple[str, str, Sequence[Hit]]] = []
+    for example in task.examples:
+        query, keep = example.query.id, task.pipeline.keep
+        built = build_contexts(
+            task.contexts,
+            task.noise,
+            query=query,
+            retrieved=task.kept[query],
+            gold=gold_passages(example, task.gold, task.corpus, max(1, keep)),
+            distractors=task.distractors[query],
+            keep=keep,
+            seed=task.seed,
+        )
+        asked += [(query, name, hits) for name, hits in built.items() if name != "retrieved"]
+    return asked

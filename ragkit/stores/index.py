@@ -162,9 +162,20 @@ class Index:
         """Return which rows pass a metadata filter, shape [documents]; None where all do."""
         return self.documents.mask(where)
 
-    def holds(self, document: str) -> bool:
-        """Tell whether the index holds a document of this id, or pieces of it."""
-        return document in self.documents.rows or f"{document}#1" in self.documents.rows
+    def pieces(self, document: str) -> list[Document]:
+        """Return the document of this id, or the pieces that were split off it, or nothing."""
+        rows = self.documents.rows
+        if document in rows:
+            return [self.documents[rows[document]]]
+        found: list[Document] = []
+        while (row := rows.get(f"{document}#{len(found) + 1}")) is not None:
+            found.append(self.documents[row])
+        return found
+
+    def documents_fingerprint(self) -> str:
+        """Return one hash of the documents alone, whatever the stores over them."""
+        segments = self.manifest["segments"]
+        return fingerprint([segment["files"]["documents.jsonl"] for segment in segments])
 
     def fingerprint(self) -> str:
         """Return one hash of all that the index holds."""

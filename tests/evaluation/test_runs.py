@@ -22,6 +22,21 @@ DOCUMENTS = {
 }
 
 
+class Shelf:
+    """A corpus of documents by id."""
+
+    def __init__(self, documents=None, fingerprint="f"):
+        self.documents = list(DOCUMENTS.values() if documents is None else documents)
+        self._fingerprint = fingerprint
+
+    def pieces(self, name):
+        parents = [d for d in self.documents if d.metadata.get("parent") == name]
+        return [d for d in self.documents if d.id == name] or parents
+
+    def documents_fingerprint(self):
+        return self._fingerprint
+
+
 class Finder:
     """A retriever that finds what it is told to."""
 
@@ -123,15 +138,16 @@ def test_the_run_folder(tmp_path):
     results = run(qrels=QRELS, ks=(1, 2), output=output, settings={"index": {"format": 1}}, seed=5)
     assert sorted(path.name for path in output.iterdir()) == [
         "answers.jsonl",
+        "passages.jsonl",
         "results.json",
         "run.trec",
         "settings.json",
     ]
-    settings = {"index": {"format": 1}, "ks": [1, 2], "seed": 5}
+    settings = {"index": {"format": 1}, "ks": [1, 2], "need": "any", "seed": 5}
     assert read_json(output / "settings.json") == settings
     stored = read_json(output / "results.json")
     assert stored == json.loads(json.dumps(results.to_json()))
-    assert stored["format"] == 1
+    assert stored["format"] == 2
     assert stored["settings"] == settings
     assert stored["retrieval"]["MAP"] == {
         "mean": 0.75,
@@ -139,7 +155,7 @@ def test_the_run_folder(tmp_path):
         "high": results.retrieval["MAP"].high,
         "n": 2,
     }
-    assert stored["times"]["read"]["per_question"] == stored["times"]["read"]["seconds"] / 4
+    assert stored["costs"]["read"]["per_question"] == stored["costs"]["read"]["seconds"] / 4
     lines = (output / "answers.jsonl").read_text(encoding="utf-8").splitlines()
     rows = {row["id"]: row for row in map(json.loads, lines)}
     assert list(rows) == ["q1", "q2", "q3", "q4"]
@@ -150,8 +166,10 @@ def test_the_run_folder(tmp_path):
         "answer": "Two moons [1][2]",
         "abstained": False,
         "citations": ["m#1"],
+        "attributed": False,
         "shown": ["m#1", "l"],
         "prompt": "prompt of q2",
+        "stage": "correct",
         "scores": {
             **{"nDCG@10": 1.0, "MRR@10": 1.0, "MAP": 1.0, "recall@1": 1.0, "recall@2": 1.0},
             **{"hit@1": 1.0, "hit@2": 1.0, "EM": 0.0, "F1": pytest.approx(2 / 3), "cover": 1.0},
@@ -188,10 +206,10 @@ def test_without_reader_retrieval_alone_is_measured(tmp_path):
     assert results.answers == {}
     assert "recall@2" in results.retrieval
     assert "recall@3" not in results.retrieval  # the pipeline retrieves two
-    assert list(results.times) == ["retrieve"]
+    assert list(results.costs) == ["retrieve"]
     assert stages == [("retrieve", 0, 4), ("retrieve", 4, 4)]
     row = json.loads((tmp_path / "run" / "answers.jsonl").read_text().splitlines()[0])
-    assert row.keys() == {"id", "question", "golds", "scores", "hits"}
+    assert row.keys() == {"id", "question", "golds", "scores", "hits", "stage"}
 
 
 def test_answers_alone_judge_retrieval_by_containment():
@@ -237,12 +255,12 @@ def test_hashes_follow_the_data_that_was_asked():
 
 def test_unknown_documents_are_counted_and_listed(caplog):
     qrels = {"q1": {"p": 1, "gone": 1, "gone too": 0}, "q2": {"m": 1}}
-    results = run(qrels=qrels, known={"p", "m"}.__contains__)
+    results = run(qrels=qrels, corpus=Shelf())
     assert results.counts["unknown_documents"] == 1
     assert results.listed["unknown_documents"] == ["gone"]
     assert "1 relevant documents are not in the index: 'gone'" in caplog.text
     with pytest.raises(DataError, match=r"none of the 3 relevant documents .* 'gone'"):
-        run(qrels=qrels, known=lambda document: False)
+        run(qrels=qrels, corpus=Shelf([]))
 
 
 def test_ids_of_another_corpus_are_warned_of(caplog):
@@ -319,7 +337,7 @@ def test_an_interrupted_run_leaves_the_old_folder_and_nothing_else(tmp_path):
             replace=True,
         )
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
-    assert len(list(output.iterdir())) == 4
+    assert len(list(output.iterdir())) == 5
 
 
 def test_a_reader_that_loses_the_order_is_refused():
@@ -356,3 +374,9 @@ def test_tables():
     estimate = full.retrieval["MAP"]
     assert f"{estimate.mean:.3f}" in line
     assert f"{estimate.low:.3f} – {estimate.high:.3f}" in line
+
+
+def test_with_a_corpus_answers_need_no_qrels():
+    results = run(corpus=Shelf())
+    assert results.counts["unknown_documents"] == 0
+    assert results.retrieval["answer@1"].n == 3

@@ -1,0 +1,154 @@
+"""What a question needs to be answered, and which documents give it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal, Protocol, TypeAlias
+
+from ..errors import SettingsError
+from ..types import Document, Example, Hit
+from .gold import Gold
+from .metrics import cover_match, normalize_answer
+
+Need: TypeAlias = Literal["any", "all"]
+"""Whether one relevant document is enough for a question, or all are needed (multi-hop)."""
+
+ANSWER = "an answer"
+"""The one thing that a question needs which has answers and no judgements."""
+
+_CHUNK = 1 << 20  # characters of normalised text that are searched at a time
+
+
+class Corpus(Protocol):
+    """What an evaluation asks of an index; `ragkit.Index` is one."""
+
+    @property
+    def documents(self) -> Iterable[Document]:
+        """All documents."""
+        ...
+
+    def documents_fingerprint(self) -> str:
+        """Return one hash of all documents."""
+        ...
+
+    def pieces(self, document: str) -> list[Document]:
+        """Return the document of this id, or the pieces that were split off it, or nothing."""
+        ...
+
+
+def parent_of(document: Document) -> str | None:
+    """Return the id of the document that a piece was split off, or None.
+
+    "parent" alone may be a field of the user's own, as in a forum's threads.
+    """
+    metadata = document.metadata
+    return str(metadata["parent"]) if metadata.keys() >= {"parent", "start", "end"} else None
+
+
+class Evidence:
+    """Tells which documents give what a question needs.
+
+    A question that the qrels judge needs its relevant documents; another needs a document whose
+    text contains one of its answers. A piece counts as its parent where the qrels name that.
+    """
+
+    def __init__(self, gold: Gold, need: Need = "any") -> None:
+        if need not in ("any", "all"):
+            raise SettingsError(f"unknown need {need!r}; known are any, all")
+        self._named = {document for grades in gold.qrels.values() for document in grades}
+        self._relevant = {
+            query: {document for document, grade in grades.items() if grade > 0}
+            for query, grades in gold.qrels.items()
+        }
+        self._answers = gold.answers
+        self._need = need
+
+    def needs(self, query: str) -> set[str]:
+        """Return the ids of the documents that a question needs, `{ANSWER}`, or nothing."""
+        if query in self._relevant:
+            return self._relevant[query]
+        return {ANSWER} if self._answers.get(query) else set()
+
+    def given(self, query: str, hits: Iterable[Hit]) -> set[str]:
+        """Return which of a question's needs hits give."""
+        needs = self.needs(query)
+        if needs == {ANSWER}:
+            golds = self._answers[query]
+            return needs if any(cover_match(hit.document.text, golds) for hit in hits) else set()
+        return needs & {self._judged(hit.document) for hit in hits}
+
+    def enough(self, query: str, given: set[str]) -> bool:
+        """Tell whether what is given suffices."""
+        return bool(given) if self._need == "any" else self.needs(query) <= given
+
+    def suffices(self, query: str, hits: Iterable[Hit]) -> bool:
+        """Tell whether hits give what a question needs."""
+        return self.enough(query, self.given(query, hits))
+
+    def misleads(self, query: str, hit: Hit) -> bool:
+        """Tell whether a hit is neither relevant nor holds an answer: a distractor."""
+        if self._judged(hit.document) in self._relevant.get(query, ()):
+            return False
+        return not cover_match(hit.document.text, self._answers.get(query, ()))
+
+    def _judged(self, document: Document) -> str:
+        if document.id in self._named:
+            return document.id
+        parent = parent_of(document)
+        return parent if parent in self._named and parent is not None else document.id
+
+
+def gold_passages(example: Example, gold: Gold, corpus: Corpus | None, limit: int) -> list[Hit]:
+    """Return a question's gold passages as hits, the highest grade first, at most `limit`.
+
+    They are the relevant documents of the qrels, else the example's positives. Of a document that
+    was split, the pieces that hold an answer are taken; if none does, its first.
+    """
+    grades = gold.qrels.get(example.query.id, {})
+    relevant = sorted((name for name in grades if grades[name] > 0), key=lambda n: -grades[n])
+    documents: list[Document] = []
+    for name in relevant if corpus else ():
+        pieces = corpus.pieces(name) if corpus else []
+        holding = [piece for piece in pieces if cover_match(piece.text, example.answers)]
+        documents += holding or pieces[:1]
+    return [Hit(document, 0.0) for document in (documents or example.positives)[:limit]]
+
+
+def in_corpus(
+    evidence: Evidence, gold: Gold, queries: Sequence[str], corpus: Corpus | None
+) -> dict[str, bool]:
+    """Tell of each question whether the corpus holds what it needs; all of it if it is unknown.
+
+    Answers are sought as `cover_match` does, in all documents, once.
+    """
+    if corpus is None:
+        return dict.fromkeys(queries, True)
+    held: dict[str, bool] = {}
+    missing: dict[str, list[str]] = {}
+    for query in queries:
+        needs = evidence.needs(query)
+        if needs == {ANSWER}:
+            normal = [normalize_answer(answer) for answer in gold.answers[query]]
+            # Of "The The" normalisation leaves nothing that could be sought.
+            missing[query] = [answer for answer in normal if answer]
+        else:
+            present = {name for name in needs if corpus.pieces(name)}
+            held[query] = evidence.enough(query, present)
+    for text in _chunks(corpus.documents) if missing else ():
+        for query in [q for q, golds in missing.items() if any(f" {g} " in text for g in golds)]:
+            held[query] = True
+            del missing[query]
+    return held | dict.fromkeys(missing, False)
+
+
+def _chunks(documents: Iterable[Document]) -> Iterable[str]:
+    """Yield normalised texts, several at a time; no answer reaches over a line end."""
+    texts: list[str] = []
+    size = 0
+    for document in documents:
+        texts.append(f" {normalize_answer(document.text)} ")
+        size += len(texts[-1])
+        if size > _CHUNK:
+            yield "\n".join(texts)
+            texts, size = [], 0
+    yield "\n".join(texts)

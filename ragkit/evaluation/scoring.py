@@ -1,0 +1,175 @@
+"""From what a run found and answered to its scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..artefacts import fingerprint
+from ..prompts import without_citations
+from ..types import Answer, Example, Run
+from .contexts import context_figures
+from .evidence import Corpus, Evidence, in_corpus
+from .gold import LISTED, Gold
+from .metrics import ANSWER_MEASURES, answer_measures, cover_match, retrieval_measures
+from .results import Estimates
+from .stages import StageLosses, Trace, stage_losses
+from .statistics import bootstrap_mean
+
+Scores = dict[str, dict[str, float]]
+"""Measure -> query id -> value."""
+
+
+@dataclass(slots=True)
+class Record:
+    """What a run did.
+
+    Attributes:
+        found: query id -> document id -> score, best first, as the pipeline ranked.
+        run: `found` as it is scored: pieces as their parents, scores strictly decreasing.
+        parents: documents that were split off longer ones -> those.
+        answer_ranks: the rank of the first hit that contains an answer, for questions with answers
+            that no qrels judge.
+        given: query id -> whether all hits, those that led before reranking, and those that the
+            reader was given hold what the question needs.
+        answers: query id -> answer; empty without a reader.
+        contexts: context -> query id -> answer.
+        reranked: whether there was a reranker.
+    """
+
+    reranked: bool = False
+    found: Run = field(default_factory=dict)
+    run: Run = field(default_factory=dict)
+    parents: dict[str, str] = field(default_factory=dict)
+    answer_ranks: dict[str, int] = field(default_factory=dict)
+    given: dict[str, tuple[bool, ...]] = field(default_factory=dict)
+    answers: dict[str, Answer] = field(default_factory=dict)
+    contexts: dict[str, dict[str, Answer]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A run's scores, question by question, and their summary: fields of `Results`."""
+
+    questions: Scores
+    contexts: dict[str, Scores]
+    stages: dict[str, str]
+    summary: dict[str, Any]
+
+
+def score(
+    record: Record,
+    examples: Sequence[Example],
+    gold: Gold,
+    evidence: Evidence,
+    corpus: Corpus | None,
+    ks: Sequence[int],
+    seed: int,
+) -> Scored:
+    """Score what a run did; every mean has its interval."""
+    retrieval = _retrieval_scores(record, gold, ks)
+    answers = _answer_scores(record.answers, gold)
+    contexts = {name: _answer_scores(of, gold) for name, of in record.contexts.items()}
+    losses = _losses(record, gold, evidence, corpus, answers, seed)
+    listed = dict(gold.remarks)
+    listed["nothing_found"] = [query for query, hits in record.found.items() if not hits]
+    listed["abstained"] = [query for query, answer in record.answers.items() if answer.abstained]
+    counts = {
+        "questions": len(examples),
+        "judged": len(gold.qrels),
+        "with_gold": len(gold.answers),
+    }
+    return Scored(
+        retrieval | answers,
+        contexts,
+        losses.stages if losses else {},
+        {
+            "retrieval": means(retrieval, seed),
+            "answers": means(answers, seed),
+            "contexts": {name: means(scores, seed) for name, scores in contexts.items()},
+            "figures": context_figures(contexts, record.contexts, seed),
+            "stages": losses,
+            "counts": counts | {name: len(ids) for name, ids in listed.items()},
+            "listed": {name: ids[:LISTED] for name, ids in listed.items() if ids},
+            "hashes": _hashes(examples, gold, corpus),
+        },
+    )
+
+
+def means(scores: Scores, seed: int) -> Estimates:
+    """Estimate each measure's mean."""
+    return {
+        measure: bootstrap_mean(list(values.values()), seed=seed)
+        for measure, values in scores.items()
+    }
+
+
+def _retrieval_scores(record: Record, gold: Gold, ks: Sequence[int]) -> Scores:
+    scores = retrieval_measures(record.run, gold.qrels, ks) if gold.qrels else {}
+    if record.answer_ranks:
+        for k in ks:
+            scores[f"answer@{k}"] = {
+                query: float(0 < rank <= k) for query, rank in record.answer_ranks.items()
+            }
+    return scores
+
+
+def _answer_scores(answers: Mapping[str, Answer], gold: Gold) -> Scores:
+    scores: Scores = {}
+    for query, answer in answers.items():
+        golds = gold.answers.get(query)
+        if golds is not None:
+            text = without_citations(answer.text)
+            values = answer_measures(text, golds, abstained=answer.abstained)
+            for measure in ANSWER_MEASURES:
+                scores.setdefault(measure, {})[query] = values[measure]
+    return scores
+
+
+def _losses(
+    record: Record,
+    gold: Gold,
+    evidence: Evidence,
+    corpus: Corpus | None,
+    answers: Scores,
+    seed: int,
+) -> StageLosses | None:
+    if record.answers:  # an answer is right if it contains a gold one, or declines as it should
+        right = answers.get("cover", {})
+        asked = [query for query in right if query in record.given or not gold.answers[query]]
+    else:
+        right, asked = {}, list(record.given)
+    held = in_corpus(evidence, gold, [q for q in asked if q in record.given], corpus)
+    traces = {}
+    for query in asked:
+        answer = record.answers.get(query)
+        retrieved, leading, kept = record.given.get(query, (False, False, False))
+        traces[query] = Trace(
+            held=held.get(query, False),
+            retrieved=retrieved,
+            leading=leading,
+            kept=kept,
+            shown=answer is not None and _shows(evidence, answer, gold.answers[query]),
+            correct=None if answer is None else right[query] > 0,
+            abstained=answer is not None and answer.abstained,
+            answerable=query in record.given,
+        )
+    return stage_losses(traces, reranked=record.reranked, seed=seed)
+
+
+def _shows(evidence: Evidence, answer: Answer, golds: Sequence[str]) -> bool:
+    """Tell whether a prompt shows what its question needs, and did not cut the answer off."""
+    if not evidence.suffices(answer.query.id, answer.hits):
+        return False
+    whole = any(cover_match(hit.document.text, golds) for hit in answer.hits)
+    return not whole or cover_match(answer.prompt, golds) > 0
+
+
+def _hashes(examples: Sequence[Example], gold: Gold, corpus: Corpus | None) -> dict[str, str]:
+    questions = {
+        example.query.id: [example.query.text, dict(example.query.where), list(example.answers)]
+        for example in examples
+    }
+    hashes = {"questions": fingerprint(questions), "qrels": fingerprint(gold.qrels)}
+    return hashes | ({"corpus": corpus.documents_fingerprint()} if corpus else {})
