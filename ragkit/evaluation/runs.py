@@ -19,12 +19,12 @@ from typing import Any
 from ..artefacts import new_folder, to_json
 from ..errors import DataError
 from ..pipeline import Pipeline
-from ..types import Answer, Example, Hit, Progress, Qrels, Query, quiet
+from ..types import Answer, Example, Hit, Progress, Qrels, Query, Run, quiet
 from .contexts import build_contexts, check_contexts
 from .costs import Meter
 from .evidence import Corpus, Evidence, Need, gold_passages, parent_of
 from .folder import MARK, Passages, write_folder
-from .gold import Gold, gold_of, warn_of_mixed_ids
+from .gold import Gold, gold_of, sample, warn_of_mixed_ids
 from .metrics import answer_rank, check_ks, check_scores, judged_run, strictly_decreasing
 from .results import Results
 from .scoring import Record, score
@@ -99,7 +99,7 @@ def evaluate(
         settings: JSON values to keep with the run (the index's manifest, names of models, …);
             `ks`, `need` and `seed` are added.
         progress: told of the stages `retrieve` and `read`.
-        seed: of the bootstrap, and of places in contexts.
+        seed: of the bootstrap and of places in contexts.
 
     Raises:
         DataError: as `gold_of` does, or if a hit's score is not a finite number.
@@ -125,6 +125,57 @@ def evaluate(
         results = Results(**scored.summary, costs=task.meter.costs, settings=used)
         if folder:
             write_folder(folder, examples, gold.qrels, record, scored, results)
+    return results
+
+
+def evaluate_run(
+    run: Run,
+    qrels: Qrels,
+    *,
+    examples: Sequence[Example] | None = None,
+    ks: Sequence[int] = (1, 5, 10, 20, 100),
+    output: str | Path | None = None,
+    replace: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Results:
+    """Score any system's ranking, as `trec_eval -c` does: equal scores by descending document id.
+
+    Queries that the qrels judge and the run lacks score 0, and are counted as `nothing_found`;
+    queries of the run that the qrels do not judge are left out, and counted as `unjudged`.
+
+    Args:
+        run: the ranking.
+        qrels: the judgements.
+        examples: the questions, for the run folder; without them it holds ids alone.
+        ks: the depths of recall@k and hit@k.
+        output, replace, settings, seed: as in `evaluate`.
+
+    Raises:
+        DataError: an empty run, one of none of the judged queries, a score that is not a finite
+            number, or as `gold_of` does.
+        SettingsError: as `evaluate` does.
+    """
+    check_ks(ks)
+    used = dict(settings or {}) | {"ks": list(ks), "seed": seed}
+    to_json(used)
+    if not any(run.values()):
+        raise DataError("the run is empty: it ranks no document for any query")
+    if run.keys().isdisjoint(qrels):
+        raise DataError(
+            f"the run and the qrels have no query in common: the run names {sample(run)}, the "
+            f"qrels {sample(qrels)}. Are they of the same questions?"
+        )
+    known = {example.query.id: example for example in examples or ()}
+    asked = [known.get(query, Example(Query(query, ""))) for query in dict.fromkeys([*qrels, *run])]
+    gold = gold_of(asked, qrels)
+    record = Record(found={e.query.id: run.get(e.query.id, {}) for e in asked}, run=run)
+    warn_of_mixed_ids(run, gold.qrels)
+    with _output(output, replace) as (folder, _):
+        scored = score(record, asked, gold, Evidence(gold), None, ks, seed)
+        results = Results(**scored.summary, costs={}, settings=used)
+        if folder:
+            write_folder(folder, asked, gold.qrels, record, scored, results)
     return results
 
 

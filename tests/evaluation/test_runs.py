@@ -2,6 +2,7 @@ import io
 import json
 import logging
 import math
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -10,9 +11,9 @@ from ragkit import Answer, Document, Example, Hit, Pipeline, Query
 from ragkit.artefacts import read_json
 from ragkit.corpus import read_run
 from ragkit.errors import DataError, SettingsError
-from ragkit.evaluation.metrics import retrieval_measures
+from ragkit.evaluation.metrics import ANSWER_MEASURES, retrieval_measures
 from ragkit.evaluation.report import measures_table, results_table
-from ragkit.evaluation.runs import evaluate
+from ragkit.evaluation.runs import evaluate, evaluate_run
 
 DOCUMENTS = {
     "p": Document("p", "Paris is the capital of France."),
@@ -380,3 +381,144 @@ def test_with_a_corpus_answers_need_no_qrels():
     results = run(corpus=Shelf())
     assert results.counts["unknown_documents"] == 0
     assert results.retrieval["answer@1"].n == 3
+
+
+# --- contexts, evidence, stages
+
+
+def everything(**options):
+    corpus = Shelf()
+    examples = [example("q1", "Paris"), example("q2", "two", "moons"), example("q3")]
+    qrels = {"q1": {"p": 1}, "q2": {"m": 1}}
+    pipeline = Pipeline(Finder(FOUND), None, Teller(SAID), keep=2)
+    return evaluate(pipeline, examples, qrels=qrels, corpus=corpus, **options)
+
+
+def test_contexts_are_read_in_one_call_and_kept_by_question(tmp_path):
+    calls = []
+
+    class Counting(Teller):
+        def read(self, queries, hits):
+            calls.append(
+                [
+                    (q.id, [h.document.id for h in found])
+                    for q, found in zip(queries, hits, strict=True)
+                ]
+            )
+            return super().read(queries, hits)
+
+    examples = [example("q1", "Paris"), example("q2", "two", "moons"), example("q3")]
+    results = evaluate(
+        Pipeline(Finder(FOUND), None, Counting(SAID), keep=2),
+        examples,
+        qrels={"q1": {"p": 1}, "q2": {"m": 1}},
+        corpus=Shelf(),
+        contexts=["retrieved", "none", "gold", "wrong"],
+        noise=[1.0],
+        output=tmp_path / "run",
+    )
+    assert len(calls) == 1
+    assert calls[0] == [
+        ("q1", ["p", "l"]), ("q2", ["m#1", "l"]), ("q3", ["l"]),
+        ("q1", []), ("q1", ["p"]), ("q1", ["l"]), ("q1", ["l"]),
+        # The piece of m that holds an answer; what is m's other piece is no distractor.
+        ("q2", []), ("q2", ["m#1"]), ("q2", ["l"]), ("q2", ["l"]),
+        ("q3", []), ("q3", ["l"]),
+    ]  # fmt: skip
+    assert means(results.contexts["none"])["cover"] == (1.0, 3)
+    assert means(results.contexts["gold"])["EM"] == (0.5, 2)
+    assert set(results.contexts) == {"retrieved", "none", "gold", "wrong", "noise 100 %"}
+    assert results.figures["context gain (F1)"].n == 3
+    rows = [json.loads(row) for row in (tmp_path / "run/answers.jsonl").read_text().splitlines()]
+    assert rows[1]["contexts"]["gold"] == {
+        "answer": "Two moons [1][2]", "abstained": False, "attributed": False,
+        "citations": ["m#1"], "shown": ["m#1"], "scores": rows[1]["scores"] | {},
+    } | {"scores": {name: rows[1]["scores"][name] for name in ANSWER_MEASURES}}  # fmt: skip
+    passages = (tmp_path / "run/passages.jsonl").read_text().splitlines()
+    assert sorted(json.loads(line)["id"] for line in passages) == ["l", "m#0", "m#1", "p"]
+
+
+def test_stages_of_a_run():
+    losses = everything().stages
+    assert losses.counts == {"correct": 3}
+
+    class Showing(Teller):
+        def read(self, queries, hits):
+            pairs = zip(super().read(queries, hits), hits, strict=True)
+            return [replace(a, prompt=" ".join(h.document.text for h in f)) for a, f in pairs]
+
+    reader = Showing(SAID | {"q1": "Rome", "q2": "Unknown", "q3": "Mars"})
+    pipeline = Pipeline(Finder(FOUND | {"q4": FOUND["q3"]}), None, reader, keep=1)
+    examples = [*EXAMPLES, example("q5", "nowhere to be found")]
+    reader.said |= {"q4": "Rome", "q5": "Rome"}
+    losses = evaluate(pipeline, examples, corpus=Shelf()).stages
+    assert losses.stages == {
+        "q1": "misread",
+        "q2": "abstained wrongly",
+        "q3": "should have abstained",
+        "q4": "misread",
+        "q5": "not in the corpus",
+    }
+    needs = evaluate(
+        Pipeline(Finder({"q1": [("p", 2.0)]}), None, Teller({"q1": "Rome"}), keep=1),
+        [example("q1", "Paris")],
+        qrels={"q1": {"p": 1, "l": 1}},
+        corpus=Shelf(),
+        need="all",
+    )
+    assert needs.stages.stages == {"q1": "not retrieved"}
+
+
+def test_a_reranker_is_timed_apart_and_blamed_for_what_it_drops():
+    class Reverse:
+        def rerank(self, queries, hits, k):
+            return [found[::-1][:k] for found in hits]
+
+    pipeline = Pipeline(Finder(FOUND), Reverse(), Teller(SAID | {"q1": "Rome"}), keep=1)
+    results = evaluate(pipeline, [example("q1", "Paris")], qrels={"q1": {"p": 1}}, corpus=Shelf())
+    assert results.stages.stages == {"q1": "dropped by the reranker"}
+    assert list(results.costs) == ["retrieve", "rerank", "read"]
+
+
+def test_a_passage_that_was_cut_before_its_answer_was_not_shown():
+    class Cutting(Teller):
+        def read(self, queries, hits):
+            answers = super().read(queries, hits)
+            return [replace(answer, text="Rome", prompt="[1] The capital of") for answer in answers]
+
+    pipeline = Pipeline(Finder(FOUND), None, Cutting(SAID), keep=1)
+    results = evaluate(pipeline, [example("q1", "Paris")], qrels={"q1": {"p": 1}}, corpus=Shelf())
+    assert results.stages.stages == {"q1": "cut from the prompt"}
+
+
+# --- runs of other systems
+
+
+def test_a_run_of_any_system_is_scored_as_trec_eval_does(tmp_path):
+    ranking = {"q1": {"a": 2.0, "b": 2.0}, "q2": {"c": 1.0}, "extra": {"a": 1.0}}
+    qrels = {"q1": {"a": 1}, "q2": {"d": 1}, "missing": {"a": 1}}
+    results = evaluate_run(ranking, qrels, ks=[1], output=tmp_path / "run")
+    # Of equal scores trec_eval puts "b" first.
+    assert means(results.retrieval)["MRR@10"] == (pytest.approx(0.5 / 3), 3)
+    assert results.listed["nothing_found"] == ["missing"]
+    assert results.listed["unjudged"] == ["extra"]
+    assert read_run(tmp_path / "run" / "run.trec").keys() == {"q1", "q2", "extra"}
+    expected = retrieval_measures(ranking, qrels, [1])
+    rows = [json.loads(row) for row in (tmp_path / "run/answers.jsonl").read_text().splitlines()]
+    assert {row["id"]: row["scores"].get("nDCG@10") for row in rows} == expected["nDCG@10"] | {
+        "extra": None
+    }
+
+
+@pytest.mark.parametrize(
+    ("ranking", "message"),
+    [
+        ({}, "the run is empty"),
+        ({"q1": {}}, "the run is empty"),
+        ({"7": {"a": 1.0}}, "no query in common: the run names '7', the qrels 'q1'"),
+        ({"q1": {"a": math.nan}}, "'a' has the score nan"),
+    ],
+)
+def test_runs_that_cannot_be_scored(ranking, message):
+    with pytest.raises(DataError, match=message):
+        evaluate_run(ranking, {"q1": {"a": 1}})

@@ -1,0 +1,42 @@
+"""Seconds and memory of stages."""
+
+import time
+
+import numpy as np
+import pytest
+
+from ragkit.evaluation.costs import Cost, Meter
+
+
+def test_a_stage_that_is_entered_again_adds_up():
+    meter = Meter()
+    with meter.stage("read"):
+        time.sleep(0.02)
+    with meter.stage("read") as cost:
+        time.sleep(0.03)
+    cost.prompt_tokens = 7
+    assert meter.costs["read"] is cost
+    assert 0.05 <= cost.seconds < 1
+    written = cost.to_json(10)
+    assert written["per_question"] == pytest.approx(cost.seconds / 10)
+    assert written["prompt_tokens"] == 7 and "answer_tokens" not in written
+
+
+def test_memory_that_a_stage_held_meanwhile_is_seen():
+    meter = Meter()
+    with meter.stage("small"):
+        pass
+    with meter.stage("large"):
+        held = np.ones(40_000_000)  # 320 MB
+        time.sleep(0.1)
+        del held
+    before, after = (meter.costs[name].peak_memory_mb for name in ("small", "large"))
+    assert 250 < after - before < 500
+
+
+def test_a_failing_stage_is_measured_too():
+    meter = Meter()
+    with pytest.raises(ZeroDivisionError), meter.stage("read"):
+        1 / 0  # noqa: B018
+    assert meter.costs["read"].seconds > 0
+    assert Cost().to_json(1)["peak_memory_mb"] == 0.0
