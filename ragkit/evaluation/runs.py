@@ -21,11 +21,9 @@ from ..errors import DataError
 from ..pipeline import Pipeline
 from ..prompts import without_citations
 from ..types import Answer, Example, Hit, Progress, Qrels, Run, quiet
+from .answers import ANSWER_MEASURES, answer_measures, answer_rank
 from .gold import LISTED, Gold, gold_of, warn_of_mixed_ids
 from .metrics import (
-    ANSWER_MEASURES,
-    answer_measures,
-    answer_rank,
     check_ks,
     check_scores,
     judged_ids,
