@@ -17,7 +17,7 @@ from rich.table import Table
 
 from ragkit import Hit, Index
 from ragkit.corpus import read_documents, read_qrels, read_questions
-from ragkit.evaluation.metrics import answer_measures
+from ragkit.evaluation.answers import answer_measures
 from ragkit.evaluation.statistics import bootstrap_mean
 from ragkit.models import Generator
 from ragkit.prompts import without_citations

@@ -7,8 +7,8 @@ from typing import Literal, Protocol, TypeAlias
 
 from ..errors import SettingsError
 from ..types import Document, Example, Hit
+from .answers import cover_match, normalize_answer
 from .gold import Gold
-from .metrics import cover_match, normalize_answer
 
 Need: TypeAlias = Literal["any", "all"]
 """Whether one relevant document is enough for a question, or all are needed (multi-hop)."""

@@ -1,4 +1,4 @@
-"""Scores per question: of a run against qrels (trec_eval's), and of answers against gold answers.
+"""Scores of a run against qrels, per question, by trec_eval.
 
 Every function gives one value per question, never a mean: means and their intervals are
 `statistics`', and two systems can only be compared question by question.
@@ -6,10 +6,7 @@ Every function gives one value per question, never a mean: means and their inter
 
 from __future__ import annotations
 
-import re
-import string
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytrec_eval
@@ -17,11 +14,6 @@ import pytrec_eval
 from ..errors import DataError, SettingsError
 from ..types import Qrels, Run
 
-ANSWER_MEASURES = ("EM", "F1", "cover")
-"""The names of the measures that `answer_measures` gives."""
-
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _SCORE_LIMIT = 1e38  # trec_eval keeps scores in single precision, whose largest value is 3.4e38
 
 
@@ -126,107 +118,6 @@ def judged_run(run: Run, qrels: Qrels, parents: Mapping[str, str]) -> Run:
             best[judged] = max(score, best.get(judged, score))
         result[query] = best
     return result
-
-
-def answer_rank(texts: Iterable[str], golds: Sequence[str]) -> int:
-    """Return the rank, from 1, of the first text that contains a gold answer, or 0 if none does.
-
-    From it comes answer@k, the share of questions whose first k documents contain an answer: the
-    "top-k accuracy" of Karpukhin et al. 2020 (DPR), with `cover_match` as the test.
-    """
-    for rank, text in enumerate(texts, start=1):
-        if cover_match(text, golds):
-            return rank
-    return 0
-
-
-def answer_measures(
-    text: str, golds: Sequence[str], *, abstained: bool = False
-) -> dict[str, float]:
-    """Score one answer by EM, F1 and cover against the best of its golds.
-
-    No golds mean that the question cannot be answered. Then, as in SQuAD 2.0 (Rajpurkar et al.
-    2018), all scores are 1 when the reader abstained, else 0. An answer that abstains from a
-    question with golds earns nothing for the words of its refusal: it scores 0, unless a gold
-    says exactly the same.
-    """
-    if not golds:
-        return dict.fromkeys(ANSWER_MEASURES, float(abstained))
-    exact = exact_match(text, golds)
-    if abstained:
-        return dict.fromkeys(ANSWER_MEASURES, exact)
-    return {"EM": exact, "F1": token_f1(text, golds), "cover": cover_match(text, golds)}
-
-
-def normalize_answer(text: str) -> str:
-    """Lower-case, strip ASCII punctuation and English articles, and join by single spaces.
-
-    This is the normalisation of SQuAD's official script (Rajpurkar et al. 2016), kept as it is so
-    that numbers compare: "3.5" becomes "35", "well-known" becomes "wellknown", and punctuation
-    outside ASCII (“ ” – …) stays.
-    """
-    lowered = text.lower().translate(_NO_PUNCTUATION)
-    return " ".join(_ARTICLES.sub(" ", lowered).split())
-
-
-def exact_match(text: str, golds: Sequence[str]) -> float:
-    """Return 1.0 if the text equals a gold after normalisation, else 0.0.
-
-    A gold of which normalisation leaves nothing ("The The", "!") is compared as it is, lower-cased;
-    the official script would call it equal to any other such answer.
-    """
-    return _best(text, golds, _same)
-
-
-def token_f1(text: str, golds: Sequence[str]) -> float:
-    """Return the harmonic mean of precision and recall of normalised words, for the best gold.
-
-    Rajpurkar et al. 2016, section 6.1. Golds of which normalisation leaves nothing are compared
-    as in `exact_match`.
-    """
-    return _best(text, golds, _f1)
-
-
-def cover_match(text: str, golds: Sequence[str]) -> float:
-    """Return 1.0 if the text contains a gold as a run of whole normalised words, else 0.0.
-
-    Words end at white space, so that in scripts without spaces only a gold that fills the space
-    between two spaces is found. Golds of which normalisation leaves nothing are searched as they
-    are, lower-cased.
-    """
-    return _best(text, golds, _covers)
-
-
-def _best(text: str, golds: Sequence[str], score: Callable[[str, str, str, str], float]) -> float:
-    """Return the best score of (normalised text, normalised gold, raw text, raw gold)."""
-    normal, raw = normalize_answer(text), text.lower().strip()
-    return max(
-        (float(score(normal, normalize_answer(gold), raw, gold.lower().strip())) for gold in golds),
-        default=0.0,
-    )
-
-
-def _same(text: str, gold: str, raw_text: str, raw_gold: str) -> bool:
-    return text == gold if gold else raw_text == raw_gold
-
-
-def _f1(text: str, gold: str, raw_text: str, raw_gold: str) -> float:
-    if not gold:
-        return float(raw_text == raw_gold)
-    words, gold_words = text.split(), gold.split()
-    shared = (Counter(words) & Counter(gold_words)).total()
-    # 2PR / (P + R) with P = shared / len(words) and R = shared / len(gold_words).
-    return 2 * shared / (len(words) + len(gold_words))
-
-
-def _covers(text: str, gold: str, raw_text: str, raw_gold: str) -> bool:
-    if gold:
-        return f" {gold} " in f" {text} "
-    if not raw_gold:
-        return not raw_text
-    before = r"(?<!\w)" if raw_gold[0].isalnum() else ""
-    after = r"(?!\w)" if raw_gold[-1].isalnum() else ""
-    return re.search(before + re.escape(raw_gold) + after, raw_text) is not None
 
 
 def _decreasing(query: str, scores: Mapping[str, float]) -> dict[str, float]:

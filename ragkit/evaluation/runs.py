@@ -20,12 +20,13 @@ from ..artefacts import new_folder, to_json
 from ..errors import DataError
 from ..pipeline import Pipeline
 from ..types import Answer, Example, Hit, Progress, Qrels, Query, Run, quiet
+from .answers import answer_rank
 from .contexts import build_contexts, check_contexts
 from .costs import Meter
 from .evidence import Corpus, Evidence, Need, gold_passages, parent_of
 from .folder import MARK, Passages, write_folder
 from .gold import Gold, gold_of, sample, warn_of_mixed_ids
-from .metrics import answer_rank, check_ks, check_scores, judged_run, strictly_decreasing
+from .metrics import check_ks, check_scores, judged_run, strictly_decreasing
 from .results import Results
 from .scoring import Record, score
 

@@ -9,10 +9,11 @@ from typing import Any
 from ..artefacts import fingerprint
 from ..prompts import without_citations
 from ..types import Answer, Example, Run
+from .answers import ANSWER_MEASURES, answer_measures, cover_match
 from .contexts import context_figures
 from .evidence import Corpus, Evidence, in_corpus
 from .gold import LISTED, Gold
-from .metrics import ANSWER_MEASURES, answer_measures, cover_match, retrieval_measures
+from .metrics import retrieval_measures
 from .results import Estimates
 from .stages import StageLosses, Trace, stage_losses
 from .statistics import bootstrap_mean

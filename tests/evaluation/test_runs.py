@@ -11,7 +11,8 @@ from ragkit import Answer, Document, Example, Hit, Pipeline, Query
 from ragkit.artefacts import read_json
 from ragkit.corpus import read_run
 from ragkit.errors import DataError, SettingsError
-from ragkit.evaluation.metrics import ANSWER_MEASURES, retrieval_measures
+from ragkit.evaluation.answers import ANSWER_MEASURES
+from ragkit.evaluation.metrics import retrieval_measures
 from ragkit.evaluation.report import measures_table, results_table
 from ragkit.evaluation.runs import evaluate, evaluate_run
 
@@ -113,6 +114,7 @@ def test_scores_by_value():
         "EM": (pytest.approx(2 / 4), 4),
         "F1": (pytest.approx((1 + 2 / 3 + 1 + 0) / 4), 4),
         "cover": (pytest.approx(3 / 4), 4),
+        "ROUGE-L": (pytest.approx((1 + 2 / 3 + 1 + 0) / 4), 4),
     }
     assert results.counts == {
         "questions": 4,
@@ -174,6 +176,7 @@ def test_the_run_folder(tmp_path):
         "scores": {
             **{"nDCG@10": 1.0, "MRR@10": 1.0, "MAP": 1.0, "recall@1": 1.0, "recall@2": 1.0},
             **{"hit@1": 1.0, "hit@2": 1.0, "EM": 0.0, "F1": pytest.approx(2 / 3), "cover": 1.0},
+            "ROUGE-L": pytest.approx(2 / 3),
         },
         "hits": [
             {"rank": 1, "id": "m#1", "parent": "m", "score": 3.0, "grade": 2},
@@ -182,7 +185,8 @@ def test_the_run_folder(tmp_path):
         ],
     }
     assert rows["q4"]["hits"] == []
-    assert rows["q4"]["scores"] == {"answer@1": 0, "answer@2": 0, "EM": 0, "F1": 0, "cover": 0}
+    nothing = dict.fromkeys(("answer@1", "answer@2", "EM", "F1", "cover", "ROUGE-L"), 0)
+    assert rows["q4"]["scores"] == nothing
 
 
 def test_trec_eval_gives_the_same_values_for_the_written_run(tmp_path):
