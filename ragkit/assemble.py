@@ -117,7 +117,7 @@ def assemble(
 ) -> Pipeline:
     """Build the pipeline that settings describe; `read` false leaves the reader out."""
     index = open_index(settings)
-    load = _once(partial(_generator, settings))
+    load = _once(partial(load_generator, settings))
     retriever = _retriever(settings, index)
     reranker = _reranker(settings, index, load)
     reader: Reader | None = None
@@ -230,7 +230,12 @@ def _reader(settings: PipelineSettings, generator: TextGenerator, progress: Prog
     )
 
 
-def _generator(settings: RetrievalSettings) -> TextGenerator:
+def load_generator(settings: RetrievalSettings) -> TextGenerator:
+    """Load the generator that settings name, here or behind a server.
+
+    Raises:
+        ModelError: it cannot be found or loaded.
+    """
     if settings.server:
         from .models.server import ServerGenerator
 
