@@ -40,6 +40,7 @@ ROOMS = {
     "rank_bm25": {"stores/memory.py"},
     "pytrec_eval": {"evaluation/metrics.py"},
     "scipy": {"evaluation/statistics.py"},
+    "threadpoolctl": {"evaluation/resampling.py"},
     "rouge_score": {"evaluation/answers.py"},
     "sentencex": {"splitting.py"},
     "psutil": {"evaluation/costs.py"},
