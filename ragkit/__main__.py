@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import App, Parameter
+from cyclopts import App, Parameter, validators
 
 from . import __version__
 from .assemble import PipelineSettings, RetrievalSettings, assemble
@@ -24,6 +24,7 @@ app = App(
 Retrieval = Annotated[RetrievalSettings, Parameter(name="*")]
 Reading = Annotated[PipelineSettings, Parameter(name="*")]
 Where = Annotated[list[str] | None, Parameter(negative="")]
+K = Annotated[int, Parameter(name=["-k", "--k"], validator=validators.Number(gte=1))]
 
 
 @app.command
@@ -32,7 +33,7 @@ def search(
     /,
     *,
     settings: Retrieval,
-    k: Annotated[int, Parameter(name=["-k", "--k"])] = 10,
+    k: K = 10,
     where: Where = None,
     json: bool = False,
 ) -> None:
@@ -51,7 +52,9 @@ def search(
     json
         Print the hits as JSON.
     """
-    pipeline = assemble(settings, read=False)
+    from dataclasses import replace
+
+    pipeline = assemble(replace(settings, depth=max(k, settings.depth)), read=False)
     hits = pipeline.retrieve([Query("query", query, parse_where(where or []))])[0][:k]
     if json:
         print_json({"query": query, "hits": [_hit(hit) for hit in hits]})
@@ -69,7 +72,7 @@ def retrieve(
     settings: Retrieval,
     questions: Path,
     run: Path,
-    k: Annotated[int, Parameter(name=["-k", "--k"])] = 100,
+    k: K = 100,
     where: Where = None,
     json: bool = False,
 ) -> None:
@@ -92,8 +95,10 @@ def retrieve(
     """
     from dataclasses import replace
 
+    from .artefacts import check_file
     from .corpus import read_questions, write_run
 
+    check_file(run)
     queries = _filtered([example.query for example in read_questions(questions)], where)
     pipeline = assemble(replace(settings, depth=max(k, settings.depth)), read=False)
     with progress_bars() as progress:
@@ -320,7 +325,7 @@ def main() -> None:
 
 def run_app(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code."""
-    return run(app, arguments, known=[field.name for field in fields(PipelineSettings)])
+    return run(app, arguments)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 import platformdirs
 
 from ..artefacts import file_hash, new_folder
-from ..errors import ModelError, SettingsError
+from ..errors import ModelError
 
 log = logging.getLogger(__name__)
 
@@ -70,12 +70,11 @@ def resolve(name: str) -> str:
     A GGUF file, given or in a wheel, is converted once into ragkit's cache folder.
 
     Raises:
-        ModelError: a path that does not exist, a wheel that is not installed, or a name that the
-            hub does not know, or cannot be asked about.
-        SettingsError: an empty name.
+        ModelError: an empty name, a path that does not exist, a wheel that is not installed, or a
+            name that the hub does not know, or cannot be asked about.
     """
     if not name.strip():
-        raise SettingsError("the name of a model is empty; `ragkit models` lists some")
+        raise ModelError("the name of a model is empty; `ragkit models` lists some")
     path = Path(name).expanduser()
     if path.is_dir():
         return str(path)

@@ -167,7 +167,7 @@ def test_the_packaged_model_that_may_be_meant_is_named(name, monkeypatch):
 
 @pytest.mark.parametrize("name", ["", " "])
 def test_an_empty_name_is_no_folder(name):
-    with pytest.raises(SettingsError, match="name of a model is empty"):
+    with pytest.raises(ModelError, match="name of a model is empty"):
         resolve(name)
 
 
