@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..artefacts import new_folder, to_json
-from ..errors import DataError
+from ..errors import DataError, SettingsError
 from ..pipeline import Pipeline
 from ..types import Example, Progress, Qrels, Query, Run, quiet
 from .contexts import check_contexts
@@ -74,10 +74,12 @@ def evaluate(
 
     Raises:
         DataError: as `gold_of` does, or if a hit's score is not a finite number.
-        SettingsError: `output` exists and `replace` is false, a k is not a positive integer, or an
-            unknown context.
+        SettingsError: `output` exists and `replace` is false, a k is not a positive integer, the
+            seed is negative, or an unknown context.
     """
     check_ks(ks)
+    if seed < 0:
+        raise SettingsError(f"seed must be at least 0, not {seed}")
     check_contexts(contexts, noise)
     ks = [k for k in ks if k <= pipeline.depth]
     used = dict(settings or {}) | {"ks": ks, "need": need, "seed": seed}

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TextIteratorStream
 
 from ..errors import ModelError, SettingsError
 from ..prompts import Prompt
-from .names import resolve
-from .precision import Precision, batches, check_precision, default_device, has_bf16
+from .names import check_writes, resolve
+from .precision import Precision, batches, check_device, check_precision, has_bf16, without_bars
 from .prefixes import roomy_cache, shared_prefixes, worth_sharing
 from .prompt_ids import PromptEncoder
 
@@ -72,16 +72,19 @@ class Generator:
         """Load a generator by folder, embedded name, GGUF file or hub name.
 
         Raises:
-            ModelError: it cannot be found or loaded.
+            ModelError: it cannot be found or loaded, or is no generator.
+            SettingsError: there is no such device here.
         """
         check_precision(precision)
-        device = device or default_device()
+        device = check_device(device)
         half = precision == "bf16" or (precision == "auto" and has_bf16(device))
         try:
             path = resolve(name)
+            check_writes(path, name)
             tokenizer = AutoTokenizer.from_pretrained(path)
             dtype = torch.bfloat16 if half else torch.float32
-            model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+            with without_bars():
+                model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise ModelError(f"generator {name!r} cannot be loaded: {error}") from error
         return cls(model.to(device), tokenizer, name, layout=layout)
