@@ -103,9 +103,9 @@ def build(
 def build_index(corpus: list[Path], settings: BuildSettings, problems: list[Problem]) -> Index:
     """Read, split and index a corpus; what `--on-error skip` left out is added to `problems`."""
     from ragkit.stores.analysis import Analyser
+    from ragkit.stores.ann import AnnSettings
     from ragkit.stores.bm25 import Bm25Settings
     from ragkit.stores.build import check_build
-    from ragkit.stores.dense import AnnSettings
     from ragkit.stores.index import Index
 
     stores = tuple(store.strip() for store in settings.stores.split(",") if store.strip())

@@ -31,7 +31,7 @@ PROGRAMS = {"indexers": 4, "trainers": 5}
 SAME_FLOOR = {("corpus", "parsing"), ("corpus", "fields"), ("corpus", "extraction")}
 # The one room of each foreign library, by the name that is imported.
 ROOMS = {
-    "faiss": {"stores/dense.py"},
+    "faiss": {"stores/ann.py"},
     "numba": {"stores/_postings.py"},
     "langchain_core": {"langchain.py"},
     "pydantic": {"langchain.py"},

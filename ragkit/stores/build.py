@@ -14,8 +14,8 @@ from ..artefacts import file_hash, fingerprint
 from ..errors import DataError, SettingsError
 from ..types import Document, Progress
 from .analysis import Analyser
+from .ann import AnnSettings, build_ann, check_ann
 from .bm25 import Bm25Settings, write_postings
-from .dense import AnnSettings, build_ann, check_ann
 from .documents import DocumentStore, DocumentWriter
 from .embeddings import DocumentEncoder, write_embeddings
 from .folder import ann_name, check_folder, commit, segment_name, staging

@@ -19,9 +19,10 @@ from ..artefacts import file_hash, fingerprint, read_json
 from ..errors import DataError, IndexStateError
 from ..types import Document, Progress, Where, quiet
 from .analysis import Analyser
+from .ann import AnnSettings
 from .bm25 import Bm25Settings, Bm25Store
 from .build import FORMAT, STORES, build_index
-from .dense import AnnSettings, DenseStore
+from .dense import DenseStore
 from .documents import DocumentStore
 from .embeddings import DocumentEncoder, open_embeddings
 from .folder import MANIFEST
