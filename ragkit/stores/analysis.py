@@ -28,6 +28,12 @@ _LUCENE_ENGLISH = (
     "there these they this to was will with"
 )
 
+_CODES = {name: code for code, name in stop_words.LANGUAGE_MAPPING.items()} | {
+    "armenian": "hy", "basque": "eu", "dutch_porter": "nl", "esperanto": "eo", "estonian": "et",
+    "irish": "ga", "lithuanian": "lt", "nepali": "ne", "serbian": "sr", "sesotho": "st",
+    "tamil": "ta", "yiddish": "yi",
+}  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Analyser:
@@ -69,6 +75,11 @@ class Analyser:
             known = sorted({*Stemmer.algorithms(), *stop_words.AVAILABLE_LANGUAGES, "none"})
             raise SettingsError(f"unknown language {language!r}; known are {', '.join(known)}")
         return cls(stemmer, stopwords)
+
+    @property
+    def code(self) -> str:
+        """The language's ISO 639-1 code; "en" where the stemmer and stop words tell none."""
+        return _CODES.get(self.stemmer or self.stopwords or "", "en")
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings, as the manifest keeps them."""
