@@ -16,10 +16,10 @@ import stop_words
 from numpy.typing import NDArray
 
 from ..errors import SettingsError
+from ..splitting import words
 
 # Japanese and Chinese write no spaces between words: each of their characters is a term.
 _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_UNICODE_TERMS = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 _ASCII_TERMS = re.compile(r"\w+", re.ASCII)
 
 # The English list of Lucene's StandardAnalyzer, with which published BM25 baselines are computed.
@@ -99,7 +99,12 @@ class Analyser:
 def _words(text: str) -> list[str]:
     if text.isascii():
         return _ASCII_TERMS.findall(text.lower())
-    return _UNICODE_TERMS.findall(unicodedata.normalize("NFKC", text).lower())
+    return _unicode_terms().findall(unicodedata.normalize("NFKC", text).lower())
+
+
+@cache
+def _unicode_terms() -> re.Pattern[str]:
+    return re.compile(words(_UNSPACED))
 
 
 @cache
