@@ -84,19 +84,26 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
-def sync_folder(path: Path) -> None:
-    """Make the renames inside a folder durable (a no-op where folders cannot be opened)."""
+def sync(path: Path) -> None:
+    """Make a file's bytes or a folder's names durable (a no-op where it cannot be opened)."""
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     except OSError:
         return
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Make a folder durable, with all that is in it."""
+    for path in folder.rglob("*"):
+        sync(path)
+    sync(folder)
 
 
 def check_output(path: Path, replace: bool, mark: str) -> None:
@@ -163,7 +170,7 @@ def new_folder(path: Path, *, replace: bool = False, mark: str) -> Iterator[Path
             retired.replace(path)
         _remove(temporary)
         raise
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 def _remove(path: Path) -> None:

@@ -32,7 +32,7 @@ SAME_FLOOR = {("corpus", "parsing"), ("corpus", "fields"), ("corpus", "extractio
 SAME_FLOOR |= {("types", "errors")}
 # The one room of each foreign library, by the name that is imported.
 ROOMS = {
-    "faiss": {"stores/dense.py"},
+    "faiss": {"stores/ann.py"},
     "numba": {"stores/_postings.py"},
     "langchain_core": {"langchain.py"},
     "pydantic": {"langchain.py"},

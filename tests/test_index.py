@@ -1,20 +1,23 @@
 """The index folder: whole or absent, what was put in comes out, and damage is found and named."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 import ragkit.stores.build
-import ragkit.stores.dense
+import ragkit.stores.folder
 from ragkit import artefacts
 from ragkit.artefacts import check_output, new_folder, read_json, write_json
 from ragkit.errors import DataError, IndexStateError, SettingsError
 from ragkit.retrievers import Bm25Retriever, DenseRetriever
+from ragkit.stores.ann import AnnSettings
 from ragkit.stores.bm25 import Bm25Settings
-from ragkit.stores.dense import AnnSettings
 from ragkit.stores.index import Index
 from ragkit.types import Document, Query
 
@@ -296,7 +299,8 @@ def test_an_interrupted_build_leaves_what_was_there(
         encoder = hash_encoder(break_at=7, bad=error)
     else:
         name = {"ann": "build_ann", "postings": "write_postings", "commit": "write_json"}[place]
-        monkeypatch.setattr(ragkit.stores.build, name, explode(error))
+        room = ragkit.stores.folder if place == "commit" else ragkit.stores.build
+        monkeypatch.setattr(room, name, explode(error))
 
     def build(**options):
         return Index.build(path, documents, replace=over, ann=AnnSettings("ivf"), **options)
@@ -322,11 +326,144 @@ def test_an_interrupted_build_leaves_what_was_there(
 
 
 def test_what_a_killed_build_left_is_in_nobodys_way(tmp_path):
-    left = tmp_path / "kb/segments/.new-0123/000001-abc"
-    left.mkdir(parents=True)
-    (left / "documents.jsonl").write_text("half a li")
-    same(Index.build(tmp_path / "kb", OTHERS, stores=("bm25",)), OTHERS)
-    assert not left.exists()
+    left = [
+        tmp_path / "kb" / name
+        for name in (
+            "segments/.new-01234567/000001-abcdef/documents.jsonl", "segments/000002-012345/x",
+            "ann/0123456789ab.faiss", ".manifest.json.ab_12xyz", ".lock",
+        )
+    ]  # fmt: skip
+    for file in left:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("half a li")
+    index = Index.build(tmp_path / "kb", OTHERS, stores=("bm25",))
+    same(index, OTHERS)
+    assert set(files_of(tmp_path / "kb")) == {"manifest.json", *index._files()}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "segments/chapter.tex", "segments/000001-abcdef.bak", "segments/.new-01", "ann/photo.jpg",
+        "ann/0123456789ab.faiss.old", "segments/2024/notes", ".manifest.json.backup",
+    ],
+)  # fmt: skip
+def test_a_build_never_removes_what_no_build_made(tmp_path, name):
+    for over in (False, True):
+        path = tmp_path / f"kb{over}"
+        if over:
+            Index.build(path, DOCUMENTS, stores=("bm25",))
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text("years of work")
+        if over:
+            same(Index.build(path, OTHERS, stores=("bm25",), replace=True), OTHERS)
+        else:
+            with pytest.raises(SettingsError, match="exists and is not an index"):
+                Index.build(path, DOCUMENTS, stores=("bm25",))
+        assert (path / name).read_text() == "years of work"
+
+
+def test_a_manifest_of_something_else_is_not_replaced(tmp_path):
+    for text in ('{"name": "an extension", "version": 3}', "not JSON", "[]"):
+        (tmp_path / "manifest.json").write_text(text)
+        for replace in (False, True):
+            with pytest.raises(SettingsError, match="exists and is not an index"):
+                Index.build(tmp_path, OTHERS, stores=("bm25",), replace=replace)
+        assert listing(tmp_path) == {"manifest.json": text.encode()}
+
+
+def test_a_damaged_index_can_be_replaced(damaged):
+    (damaged / "manifest.json").write_text('{"format": 1')
+    with pytest.raises(SettingsError, match="--replace"):
+        Index.build(damaged, OTHERS, stores=("bm25",))
+    same(Index.build(damaged, OTHERS, stores=("bm25",), replace=True), OTHERS)
+
+
+# --- several processes
+
+
+def test_a_second_build_of_one_index_is_refused(tmp_path):
+    path = tmp_path / "kb"
+
+    def documents(replace):
+        for number, document in enumerate(DOCUMENTS):
+            if number == 5:
+                with pytest.raises(IndexStateError, match=r"another build .* is running"):
+                    Index.build(path, OTHERS, stores=("bm25",), replace=replace)
+            yield document
+
+    for replace in (False, True):
+        index = Index.build(path, documents(replace), stores=("bm25",), replace=replace)
+        same(index, DOCUMENTS)
+
+
+def test_an_index_that_was_built_meanwhile_is_not_replaced(tmp_path, monkeypatch):
+    path, lock = tmp_path / "kb", ragkit.stores.folder._lock
+
+    def other_first(file):
+        monkeypatch.undo()
+        Index.build(path, DOCUMENTS, stores=("bm25",))
+        return lock(file)
+
+    monkeypatch.setattr(ragkit.stores.folder, "_lock", other_first)
+    with pytest.raises(SettingsError, match="index here already"):
+        Index.build(path, OTHERS, stores=("bm25",))
+    same(Index.open(path), DOCUMENTS)
+
+
+def test_a_killed_build_holds_no_lock(tmp_path):
+    path = tmp_path / "kb"
+    code = f"""
+import os, signal
+from ragkit import Document, Index
+def documents():
+    yield Document("a", "moon")
+    os.kill(os.getpid(), signal.SIGKILL)
+Index.build({str(path)!r}, documents(), stores=("bm25",))
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    assert len(listing(path)) >= 4 and (path / ".lock").exists()
+    index = Index.build(path, OTHERS, stores=("bm25",))
+    same(index, OTHERS)
+    assert set(files_of(path)) == {"manifest.json", *index._files()}
+
+
+def test_retrievers_outlive_a_rebuild_and_what_was_not_mapped_says_why(tmp_path, encoder):
+    path = tmp_path / "kb"
+    Index.build(path, DOCUMENTS, encoder=encoder)
+    old, unused = Index.open(path), Index.open(path)
+    retrievers = [Bm25Retriever(old), DenseRetriever(old, encoder)]
+    Index.build(path, OTHERS, encoder=encoder, replace=True)
+    for retriever in retrievers:
+        hits = retriever.retrieve([Query("q", "moon 7", {"n": {"lt": 30}})], 3)[0]
+        assert len(hits) == 3 and all(hit.document in DOCUMENTS[:30] for hit in hits)
+    assert old.pieces("d7") == [DOCUMENTS[7]]
+    uses = [lambda: unused.documents, lambda: unused.bm25, lambda: unused.dense, unused.size]
+    for use_it in uses:
+        with pytest.raises(IndexStateError, match=r"replaced since it was opened\. Open it again"):
+            use_it()
+    assert Index.open(path).size() > 0
+
+
+@pytest.mark.parametrize("ann", ["flat", "hnsw"])
+def test_everything_is_durable_before_the_manifest_names_it(tmp_path, encoder, monkeypatch, ann):
+    path, synced, at_the_end = tmp_path / "kb", set(), set()
+    fsync, write = os.fsync, ragkit.stores.folder.write_json
+
+    def note(descriptor):
+        synced.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def last(*args):
+        at_the_end.update(synced)
+        write(*args)
+
+    monkeypatch.setattr(artefacts.os, "fsync", note)
+    monkeypatch.setattr(ragkit.stores.folder, "write_json", last)
+    Index.build(path, DOCUMENTS, encoder=encoder, ann=AnnSettings(ann))
+    needed = [tmp_path, *(file for file in path.rglob("*") if file.name != "manifest.json")]
+    assert {file for file in needed if file.stat().st_ino not in at_the_end} == set()
+    assert {path.stat().st_ino, (path / "manifest.json").stat().st_ino} <= synced
 
 
 # --- damage
@@ -437,6 +574,7 @@ def test_arrays_of_objects_are_not_unpickled(damaged, encoder):
         (lambda m: {k: v for k, v in m.items() if k != "segments"}, "segments cannot be read"),
         (lambda m: m | {"segments": 3}, "segments cannot be read"),
         (lambda m: m | {"segments": [{}]}, "segments cannot be read"),
+        (lambda m: m | {"segments": [{"name": "x", "documents": "x"}]}, "segments cannot be read"),
         (lambda m: m | {"analyser": {"stemmer": "klingon", "stopwords": None}}, "klingon"),
         (lambda m: m | {"bm25": {"k2": 1}}, "k2"),
         (lambda m: m | {"ann": {"file": "gone.faiss", "search": ""}}, "gone.faiss"),
@@ -449,6 +587,26 @@ def test_a_manifest_that_does_not_fit_is_refused(damaged, encoder, change, seen)
     (damaged / "manifest.json").write_text(json.dumps(change(manifest)))
     with pytest.raises(IndexStateError, match=seen):
         use(damaged, encoder)
+
+
+@pytest.mark.parametrize(
+    ("change", "seen"),
+    [
+        (lambda segment: segment.pop("files"), "files"),
+        (lambda segment: segment.update(files=3), "damaged"),
+        (lambda segment: segment.update(files={}), "changed since"),
+    ],
+)
+def test_check_tells_of_a_manifest_without_its_files(damaged, change, seen):
+    manifest = json.loads((damaged / "manifest.json").read_text())
+    change(manifest["segments"][0])
+    (damaged / "manifest.json").write_text(json.dumps(manifest))
+    problems = Index.open(damaged).check()
+    assert problems[0] == f"{damaged / 'manifest.json'}: changed since it was written"
+    assert seen in problems[-1]
+    if seen != "damaged":
+        with pytest.raises(IndexStateError, match=r"documents.jsonl|files"):
+            Index.open(damaged).documents_fingerprint()
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b'{"format": 1', b"\xff\xfe\x00", b"null"])

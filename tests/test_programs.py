@@ -10,15 +10,20 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Self
 
 import pytest
 from ragkit.indexers.__main__ import app as index_app
+from sentence_transformers import SentenceTransformer
 
 from ragkit.__main__ import app, run_app
 from ragkit.assemble import load_pipeline
 from ragkit.console import run
 from ragkit.errors import SettingsError
+from ragkit.models import BiEncoder
+from ragkit.stores.index import Index
 
 ROOT = Path(__file__).parent.parent
 CORPUS = [
@@ -321,3 +326,89 @@ def test_the_wheel_serves_each_program_in_an_empty_place(tmp_path: Path) -> None
         cwd=tmp_path, env=environment, check=True, capture_output=True, text=True,
     )  # fmt: skip
     assert str(place) in where.stdout
+
+
+class _ShortSighted(BiEncoder):
+    """The default encoder, which remembers the longest text it was given, in tokens."""
+
+    longest = 0
+    loaded: SentenceTransformer | None = None
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        *,
+        max_length: int | None = None,
+        document_prompt: str | None = None,
+        **_: Any,
+    ) -> Self:
+        loaded = cls.loaded = cls.loaded or BiEncoder.load(name).model
+        loaded.max_seq_length = max_length or 256
+        return cls(loaded, name, document_prompt=document_prompt, precision="fp32")
+
+    def encode_documents(self, texts: Sequence[str], **options: Any) -> Any:
+        lengths = self.model.tokenizer([self.document_prompt + text for text in texts])["input_ids"]
+        type(self).longest = max(len(ids) for ids in lengths)
+        return super().encode_documents(texts, **options)
+
+
+@pytest.fixture
+def short_sighted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ragkit.models.bi_encoder.BiEncoder", _ShortSighted)
+
+
+@pytest.mark.parametrize(
+    ("options", "longest", "told"),
+    [
+        ([], 256, None),
+        (["--max-length", "40"], 40, None),
+        (["--max-length", "64", "--document-prompt", "a text of mine: "], 64, None),
+        (["--split-tokens", "0"], 600, "1 of 2 documents are longer than the 254 tokens"),
+        (["--split-tokens", "20", "--split-overlap", "4"], 22, None),
+    ],
+)
+@pytest.mark.usefixtures("short_sighted")
+def test_no_piece_is_longer_than_the_encoder_reads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    options: list[str], longest: int, told: str | None,
+) -> None:  # fmt: skip
+    long = " ".join(f"Word {n} is here." for n in range(120)) + " x" * 300
+    corpus = _lines(tmp_path / "c.jsonl", [{"id": "a", "text": long}, {"id": "b", "text": "Tin."}])
+    command = ["build", str(corpus), "--index", str(tmp_path / "kb"), "--stores", "dense", *options]
+    assert run(index_app, command) == 0
+    assert longest - 8 <= min(_ShortSighted.longest, 600) <= longest
+    error = capsys.readouterr().err
+    assert (told or "") in error
+    assert ("longer than" in error) == (told is not None)
+
+
+@pytest.mark.usefixtures("short_sighted")
+def test_a_long_title_that_hides_the_text_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = [{"id": "a", "title": "long title " * 20, "text": "Tin melts early. " * 20}]
+    corpus = _lines(tmp_path / "c.jsonl", [*records, {"id": "b", "text": "Tin."}])
+    command = ["build", str(corpus), "--index", str(tmp_path / "kb"), "--stores", "dense"]
+    assert run(index_app, [*command, "--max-length", "40"]) == 0
+    assert re.search(r"(\d+) of \d+ documents .* 38 tokens .*titles", capsys.readouterr().err)
+    assert run(index_app, [*command, "--replace", "--max-length", "9"]) == 2
+    assert "7 are left for the document" in capsys.readouterr().err
+    assert run(index_app, [*command, "--replace", "--split-overlap", "128"]) == 2
+    assert "overlap=128" in capsys.readouterr().err
+
+
+def test_the_language_is_that_of_the_sentences_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "Er kam heute. Das gilt am 3. Oktober 1990 um 12 Uhr."
+    corpus = _lines(tmp_path / "c.jsonl", [{"id": "a", "text": text}])
+    command = ["build", str(corpus), "--stores", "bm25", "--split-tokens", "14"]
+    pieces = {}
+    for language in ("german", "english"):
+        path = tmp_path / language
+        assert run(index_app, [*command, "--split-overlap", "0", "--language", language,
+                               "--index", str(path)]) == 0  # fmt: skip
+        pieces[language] = [document.text for document in Index.open(path).documents]
+    assert pieces["german"] == [text[:13], text[14:]]
+    assert pieces["english"] == [text[:28], text[29:]]

@@ -290,7 +290,7 @@ def test_default_tokens_are_words_marks_and_east_asian_characters():
         8,
         6,
     ]
-    text = "naı̈ve हिन्दी café " * 2 + "end."  # 3 words, 3 words, 2 tokens
+    text = "naı̈ve हिन्दी كَتَبَ " * 2 + "שָׁלוֹם."  # 3 words, 3 words, 2 tokens
     assert next(split([Document("a", text)], max_tokens=8, overlap=0)).id == "a"
 
 

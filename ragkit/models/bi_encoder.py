@@ -120,6 +120,12 @@ class BiEncoder:
         """The tokens of a text that the model sees; what follows is cut."""
         return int(self.model.max_seq_length or 512)
 
+    @property
+    def document_window(self) -> int:
+        """The tokens of a document that the model sees, beside its prompt and special tokens."""
+        tokenizer: Any = self.model.tokenizer
+        return self.max_length - len(tokenizer(self.document_prompt)["input_ids"])
+
     def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return the queries' vectors, float32 of shape [texts, dimension]."""
         return self._encode(texts, self.model.encode_query, self.query_prompt)
