@@ -121,6 +121,20 @@ def check_output(path: Path, replace: bool, mark: str) -> None:
         )
 
 
+def check_file(path: Path) -> None:
+    """Refuse an output file that could not be written, before any work is done.
+
+    Raises:
+        SettingsError: `path` is a folder, or its own folder is missing or read-only.
+    """
+    if path.is_dir():
+        raise SettingsError(f"{path} is a folder. Name a file.")
+    if not path.parent.is_dir():
+        raise SettingsError(f"{path}: there is no folder {path.parent}. Make it first.")
+    if not os.access(path.parent, os.W_OK):
+        raise SettingsError(f"{path}: the folder {path.parent} cannot be written to.")
+
+
 @contextmanager
 def new_folder(path: Path, *, replace: bool = False, mark: str) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path` when the block ends well.

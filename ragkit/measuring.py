@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
+from dataclasses import replace as changed
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from .assemble import PipelineSettings, assemble, open_index
+from .assemble import PipelineSettings, assemble, load_generator, open_index
 from .console import parse_where, print_json, progress_bars
 from .errors import SettingsError
 from .types import Example, Qrels, Query
 
 if TYPE_CHECKING:
     from .evaluation.results import Results
+    from .readers import TextGenerator
 
 Reading = Annotated[PipelineSettings, Parameter(name="*")]
 READING = PipelineSettings()
@@ -33,6 +35,8 @@ def evaluate(
     contexts: str = "",
     noise: str = "",
     need: Literal["any", "all"] = "any",
+    judge: str | None = None,
+    judge_server: str | None = None,
     all_questions: bool = False,
     limit: int | None = None,
     where: Where = None,
@@ -62,6 +66,10 @@ def evaluate(
         Shares of distractors among the passages, such as 0,0.5,0.75,1.
     need
         Whether a question needs one relevant document or all (multi-hop).
+    judge
+        A generator that judges whether answers are correct and rest on their passages, by name.
+    judge_server
+        The OpenAI-compatible server of the judge; without it the judge is a local model.
     all_questions
         Ask the questions that the qrels do not judge, too (unanswerable ones, say).
     limit
@@ -94,6 +102,7 @@ def evaluate(
             contexts=others,
             noise=shares,
             need=need,
+            judge=_judge(settings, judge, judge_server),
             output=output,
             replace=replace,
         )
@@ -126,7 +135,7 @@ class _Asked:
         judged = None if all_questions else self.qrels
         examples = _chosen(read_questions(questions), judged, limit)
         queries = filtered([example.query for example in examples], where)
-        self.examples = [replace(e, query=q) for e, q in zip(examples, queries, strict=True)]
+        self.examples = [changed(e, query=q) for e, q in zip(examples, queries, strict=True)]
         self.files = {
             "questions": {"path": str(questions), "hash": file_hash(questions)},
             "qrels": {"path": str(qrels), "hash": file_hash(qrels)} if qrels else None,
@@ -156,6 +165,16 @@ def _measure(settings: PipelineSettings, asked: _Asked, *, reader: bool, **optio
             seed=settings.seed,
             **options,
         )
+
+
+def _judge(
+    settings: PipelineSettings, name: str | None, server: str | None
+) -> TextGenerator | None:
+    if name is None:
+        if server:
+            raise SettingsError("--judge-server needs --judge, the judge's name there")
+        return None
+    return load_generator(changed(settings, generator=name, server=server))
 
 
 def _score_run(

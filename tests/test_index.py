@@ -1,6 +1,7 @@
 """The index folder: whole or absent, what was put in comes out, and damage is found and named."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -30,11 +31,19 @@ NAMES = [
     "</s>",
 ]  # fmt: skip
 HOSTILE = [
-    *(Document(name, f"{name} text {name}", name, {name: [name, {"in": name}]}) for name in NAMES),
+    *(
+        Document(
+            name if name.strip() else f"blank{name}",
+            f"{name} text {name}",
+            name,
+            {name: [name, {"in": name}]},
+        )
+        for name in NAMES
+    ),
     Document("planes", PLANES, PLANES[::-1], {"p": PLANES, "n": 1.5, "big": 2**70, "none": None}),
     Document(PLANES, "id of every plane"),
     Document("long", "moon wörld " * 90_000, "t" * 10_000),
-    Document("empty", ""),
+    Document("unspoken", "..."),
     *(Document(f"plane {c >> 16}", chr(c)) for c in range(0x10041, 0x110000, 0x10000)),
 ]
 
@@ -112,6 +121,40 @@ def test_what_cannot_be_stored_is_named(tmp_path, document, seen):
     with pytest.raises(DataError, match=rf"(?s)document .* cannot be stored: .*{seen}"):
         Index.build(tmp_path / "deep/er/kb", [*DOCUMENTS, document], stores=("bm25",))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("document", "seen"),
+    [
+        (Document(1, "x"), "document 1: its id is 1, not a string"),
+        (Document(" ", "x"), "its id is empty"),
+        (Document("a", ""), "document 'a': its text is empty"),
+        (Document("a", None), "its text is None"),
+        (Document("a", "x", 7), "its title is 7"),
+        (Document("a", "x", "", [1]), "its metadata is"),
+    ],
+)
+def test_what_files_cannot_hold_is_refused(tmp_path, document, seen):
+    with pytest.raises(DataError, match=re.escape(seen)):
+        Index.build(tmp_path / "kb", [*DOCUMENTS, document], stores=("bm25",))
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(DataError, match=re.escape(seen)):
+        Bm25Retriever.in_memory([*DOCUMENTS, document])
+
+
+def test_two_documents_of_one_id_in_memory():
+    with pytest.raises(DataError, match="two documents have the id 'twin'"):
+        Bm25Retriever.in_memory([Document("twin", "a"), Document("twin", "b")])
+
+
+def test_a_filter_by_a_field_that_no_document_has_is_warned_of(tmp_path, caplog):
+    index = Index.build(tmp_path / "kb", [Document("a", "tin", "", {"year": 1})], stores=("bm25",))
+    retriever = Bm25Retriever(index)
+    for where in ({"year": 2}, {"id": "b"}, {"yeer": {"exists": False}}):
+        retriever.retrieve([Query("q", "tin", where)], 1)
+    assert not caplog.records
+    retriever.retrieve([Query("q", "tin", {"yeer": 1, "year": 1})], 1)
+    assert "none has 'yeer'" in caplog.text
 
 
 def test_a_query_text_may_hold_anything(pristine, encoder):

@@ -54,12 +54,12 @@ def test_commands_run(
 
 
 def test_settings_file_is_one_that_the_commands_read(tmp_path: Path) -> None:
-    from dataclasses import fields
+    from typing import get_type_hints
 
     from ragkit.assemble import PipelineSettings
     from ragkit.console import read_settings
 
     file = tmp_path / "rag.toml"
     file.write_text(_blocks("toml")[0], encoding="utf-8")
-    settings = read_settings(file, [field.name for field in fields(PipelineSettings)])
+    settings = read_settings(file, get_type_hints(PipelineSettings))
     assert PipelineSettings(**settings).keep == 3

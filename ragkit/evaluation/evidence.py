@@ -75,11 +75,15 @@ class Evidence:
         if needs == {ANSWER}:
             golds = self._answers[query]
             return needs if any(cover_match(hit.document.text, golds) for hit in hits) else set()
-        return needs & {self._judged(hit.document) for hit in hits}
+        return needs & {self.judged(hit.document) for hit in hits}
 
     def enough(self, query: str, given: set[str]) -> bool:
         """Tell whether what is given suffices."""
         return bool(given) if self._need == "any" else self.needs(query) <= given
+
+    def relevant(self, query: str) -> set[str]:
+        """Return the ids of a question's relevant documents; none where no qrels judge it."""
+        return self._relevant.get(query, set())
 
     def suffices(self, query: str, hits: Iterable[Hit]) -> bool:
         """Tell whether hits give what a question needs."""
@@ -87,11 +91,12 @@ class Evidence:
 
     def misleads(self, query: str, hit: Hit) -> bool:
         """Tell whether a hit is neither relevant nor holds an answer: a distractor."""
-        if self._judged(hit.document) in self._relevant.get(query, ()):
+        if self.judged(hit.document) in self._relevant.get(query, ()):
             return False
         return not cover_match(hit.document.text, self._answers.get(query, ()))
 
-    def _judged(self, document: Document) -> str:
+    def judged(self, document: Document) -> str:
+        """Return the id by which the qrels know a document: its own, or its parent's."""
         if document.id in self._named:
             return document.id
         parent = parent_of(document)

@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TextIteratorStream
 
 from ..errors import ModelError, SettingsError
 from ..prompts import Prompt
-from .names import resolve
-from .precision import Precision, batches, check_precision, default_device, has_bf16
-from .prefixes import shared_prefixes, worth_sharing
+from .names import check_writes, resolve
+from .precision import Precision, batches, check_device, check_precision, has_bf16, without_bars
+from .prefixes import roomy_cache, shared_prefixes, worth_sharing
 from .prompt_ids import PromptEncoder
 
 Layout: TypeAlias = Literal["auto", "chat", "plain"]
@@ -72,16 +72,19 @@ class Generator:
         """Load a generator by folder, embedded name, GGUF file or hub name.
 
         Raises:
-            ModelError: it cannot be found or loaded.
+            ModelError: it cannot be found or loaded, or is no generator.
+            SettingsError: there is no such device here.
         """
         check_precision(precision)
-        device = device or default_device()
+        device = check_device(device)
         half = precision == "bf16" or (precision == "auto" and has_bf16(device))
         try:
             path = resolve(name)
+            check_writes(path, name)
             tokenizer = AutoTokenizer.from_pretrained(path)
             dtype = torch.bfloat16 if half else torch.float32
-            model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+            with without_bars():
+                model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise ModelError(f"generator {name!r} cannot be loaded: {error}") from error
         return cls(model.to(device), tokenizer, name, layout=layout)
@@ -213,13 +216,17 @@ class Generator:
         groups = list(places.values())
         distinct = [rows[group[0]] for group in groups]
         if len(distinct) > 1 and worth_sharing(self.model, distinct):
-            for batch, cache in shared_prefixes(self.model, distinct, self._batch_tokens, 64):
+            for batch, cache in shared_prefixes(
+                self.model, distinct, self._batch_tokens, 64, max_new_tokens
+            ):
                 inputs = self._pad([distinct[i] for i in batch])
                 yield [groups[i] for i in batch], inputs | {"past_key_values": cache}
             return
         lengths = [len(ids) + max_new_tokens for ids in distinct]
         for batch in batches(lengths, self._batch_tokens, limit=64):
-            yield [groups[i] for i in batch], self._pad([distinct[i] for i in batch])
+            inputs = self._pad([distinct[i] for i in batch])
+            inputs["past_key_values"] = roomy_cache(self.model, max_new_tokens)
+            yield [groups[i] for i in batch], inputs
 
     def _check_length(self, tokens: int, max_new_tokens: int) -> None:
         if tokens + max_new_tokens > self.window:
@@ -228,7 +235,7 @@ class Generator:
                 f"{self.window} tokens of {self.name!r}. Keep fewer or shorter passages."
             )
 
-    def _pad(self, rows: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
+    def _pad(self, rows: Sequence[Sequence[int]]) -> dict[str, Any]:
         width = max(map(len, rows))
         ids = torch.full((len(rows), width), self._ends[0], dtype=torch.long)
         mask = torch.zeros_like(ids)

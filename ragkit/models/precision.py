@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias
 
 import torch
+from transformers.utils import logging
 
 from ..errors import SettingsError
 
@@ -28,6 +30,38 @@ def default_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def check_device(device: str | None) -> str:
+    """Return the device that models go to: the one named, or the best one here if None.
+
+    Raises:
+        SettingsError: torch does not know such a device, or there is none here.
+    """
+    if device is None:
+        return default_device()
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise SettingsError(
+            f"device {device!r} cannot be used here ({reason}); the best one here is "
+            f"{default_device()!r}"
+        ) from error
+    return device
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Keep transformers from drawing its bars while a model is loaded."""
+    bars: Any = logging  # its functions have no types
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            bars.enable_progress_bar()
 
 
 def has_bf16(device: str) -> bool:

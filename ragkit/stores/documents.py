@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import mmap
 import operator
 from bisect import bisect_right
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 from ..artefacts import to_json
 from ..errors import DataError, IndexStateError, SettingsError
 from ..types import Document, Where
+
+log = logging.getLogger(__name__)
 
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "eq": operator.eq,
@@ -79,6 +82,22 @@ def _holds(value: Any, name: str, operand: Any) -> bool:
         return False
 
 
+def check_document(document: Document) -> None:
+    """Refuse a document that a file of documents could not hold either.
+
+    Raises:
+        DataError: id or text is empty or no string, the title no string, the metadata no mapping.
+    """
+    for name in ("id", "text", "title"):
+        value = getattr(document, name)
+        if not isinstance(value, str):
+            raise DataError(f"document {document.id!r}: its {name} is {value!r}, not a string")
+        if name != "title" and not value.strip():
+            raise DataError(f"document {document.id!r}: its {name} is empty")
+    if not isinstance(document.metadata, Mapping):
+        raise DataError(f"document {document.id!r}: its metadata is {document.metadata!r}, no dict")
+
+
 class DocumentWriter:
     """Writes a segment's documents: `documents.jsonl`, `offsets.npy` (bytes) and `ids.json`."""
 
@@ -95,8 +114,10 @@ class DocumentWriter:
         """Append a document.
 
         Raises:
-            DataError: its text cannot be stored as UTF-8, or its metadata not as JSON.
+            DataError: as `check_document` does, or its text cannot be stored as UTF-8, or its
+                metadata not as JSON.
         """
+        check_document(document)
         record = {
             "id": document.id,
             "title": document.title,
@@ -205,4 +226,14 @@ class DocumentStore:
             if len(self._masks) >= 1024:
                 self._masks.pop(next(iter(self._masks)))
             self._masks[key] = np.fromiter(passing, dtype=bool, count=len(self))
+            if not self._masks[key].any():
+                self._warn_of_unknown_fields(where)
         return self._masks[key]
+
+    def _warn_of_unknown_fields(self, where: Where) -> None:
+        known = {"id", "title"}.union(*(document.metadata for document in self._without_text))
+        if unknown := sorted(set(where) - known):
+            log.warning(
+                "No document passes the filter, and none has %s in its metadata.",
+                ", ".join(map(repr, unknown)),
+            )

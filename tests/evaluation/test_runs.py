@@ -304,6 +304,13 @@ def test_scores_that_are_not_numbers_are_refused_and_nothing_is_left(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_seed_or_answers_that_cannot_be_are_refused():
+    with pytest.raises(SettingsError, match="seed must be at least 0, not -1"):
+        evaluate(None, [], seed=-1)
+    with pytest.raises(DataError, match=r"query 'q' are the string '232'.*\('232',\)"):
+        Example(Query("q", "When?"), answers="232")
+
+
 def test_settings_that_json_cannot_hold_are_refused_before_any_work(tmp_path):
     with pytest.raises(DataError, match="cannot be written as JSON"):
         run(qrels=QRELS, settings={"path": tmp_path})

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers.utils.logging import is_progress_bar_enabled
 
 from ragkit.artefacts import file_hash
 from ragkit.errors import ModelError, SettingsError
@@ -149,9 +150,48 @@ def test_a_gguf_file_is_converted_once_and_to_the_same_weights(cache, generator,
 def test_an_unknown_hub_name_offline_is_a_quick_clear_error(part, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     start = time.monotonic()
-    with pytest.raises(ModelError, match="'nobody/nothing-here' cannot be loaded"):
+    with pytest.raises(ModelError, match=rf"'nobody/nothing-here'.*{DEFAULT_ENCODER}.*OFFLINE"):
         part.load("nobody/nothing-here")
     assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m-instruct", "SmolLM2-135M-Instrukt"])
+def test_the_packaged_model_that_may_be_meant_is_named(name, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match=f"did you mean '{DEFAULT_GENERATOR}'"):
+        resolve(name)
+    with pytest.raises(ModelError) as caught:
+        resolve("nobody/nothing-here")
+    assert "did you mean" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_no_folder(name):
+    with pytest.raises(ModelError, match="name of a model is empty"):
+        resolve(name)
+
+
+@pytest.mark.parametrize("part", [BiEncoder, CrossEncoder, Generator])
+@pytest.mark.parametrize("device", ["bogus", "cuda:99", "meta", ""])
+def test_a_device_that_is_not_here_is_named(part, device):
+    with pytest.raises(SettingsError, match=f"device '{device}' cannot be used"):
+        part.load(DEFAULT_ENCODER, device=device)
+
+
+def test_an_encoder_is_no_generator(capfd):
+    with pytest.raises(ModelError, match=r"'all-MiniLM-L6-v2' is no generator.*BertModel"):
+        Generator.load(DEFAULT_ENCODER)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("part", "name"), [(BiEncoder, DEFAULT_ENCODER), (Generator, DEFAULT_GENERATOR)]
+)
+def test_loading_draws_no_bars_and_leaves_those_of_others(part, name, capfd, monkeypatch):
+    monkeypatch.setattr("transformers.utils.logging._tqdm_active", True)
+    part.load(name)
+    assert "Loading weights" not in capfd.readouterr().err
+    assert is_progress_bar_enabled()
 
 
 def test_an_unknown_precision(encoder):
