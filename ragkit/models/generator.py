@@ -14,8 +14,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TextIteratorStream
 
 from ..errors import ModelError, SettingsError
 from ..prompts import Prompt
+from .likelihood import Likelihoods, LikelihoodScorer
 from .names import resolve
-from .precision import Precision, batches, check_precision, default_device, has_bf16
+from .precision import (
+    Precision,
+    batches,
+    check_precision,
+    default_device,
+    has_bf16,
+    pad,
+    weights_hash,
+)
 from .prompt_ids import PromptEncoder
 
 Layout: TypeAlias = Literal["auto", "chat", "plain"]
@@ -57,6 +66,7 @@ class Generator:
         self.encoder = PromptEncoder(tokenizer, chat)
         self._batch_tokens = batch_tokens
         self._ends = _end_ids(model, tokenizer)
+        self._hashed: tuple[list[float], str] | None = None
 
     @classmethod
     def load(
@@ -165,7 +175,6 @@ class Generator:
         if failures:
             raise ModelError(f"generation failed: {failures[0]}") from failures[0]
 
-    @torch.inference_mode()
     def first_token_logprobs(
         self, prompts: Sequence[Prompt], options: Sequence[Sequence[str]]
     ) -> NDArray[np.float32]:
@@ -181,22 +190,53 @@ class Generator:
         Raises:
             ModelError: a prompt does not fit into the window.
         """
-        starts = [
-            torch.tensor(sorted({self.encoder.data_ids(spelling)[0] for spelling in spellings}))
-            for spellings in options
-        ]
-        out = np.empty((len(prompts), len(options)), np.float32)
         encoded = [self.encoder.encode(prompt).ids for prompt in prompts]
-        for row in encoded:
-            self._check_length(len(row), 1)
-        for batch in batches([len(ids) for ids in encoded], self._batch_tokens):
-            inputs = self._pad([encoded[i] for i in batch])
-            positions = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
-            logits = self.model(**inputs, position_ids=positions, logits_to_keep=1).logits[:, -1]
-            logprobs = torch.log_softmax(logits.float(), dim=-1).cpu()
-            for column, ids in enumerate(starts):
-                out[batch, column] = torch.logsumexp(logprobs[:, ids], dim=-1).numpy()
-        return out
+        for ids in encoded:
+            self._check_length(len(ids), 1)
+        return self._scorer.first_tokens(encoded, options)
+
+    def loglikelihoods(
+        self,
+        contexts: Sequence[str],
+        continuations: Sequence[Sequence[str]],
+        *,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> list[Likelihoods]:
+        """Return the log-probability of each context's continuations, and their token counts.
+
+        Texts are data, and read without a template; context and continuation are tokenised apart.
+        A context is read once. It is cut from the left where the window does not hold it and its
+        longest continuation; an empty one is the beginning token, or the end-of-text token.
+
+        Returns:
+            per context float64 of shape [continuations, 2]: nats (at most 0), tokens.
+
+        Raises:
+            ModelError: a continuation alone is longer than the window.
+        """
+        return self._scorer.continuations(contexts, continuations, progress)
+
+    def text_loglikelihoods(
+        self, texts: Sequence[str], *, progress: Callable[[int], None] = lambda done: None
+    ) -> Likelihoods:
+        """Return each text's log-probability and token count, float64 of shape [texts, 2].
+
+        Each token is scored once: first a window's, of at most 2,048 tokens, then half a window's
+        at a time, behind as many tokens as the window still holds.
+        """
+        return self._scorer.texts(texts, progress)
+
+    @property
+    def _scorer(self) -> LikelihoodScorer:
+        return LikelihoodScorer(self.model, self.tokenizer, self.window, self._batch_tokens)
+
+    def weights_hash(self) -> str:
+        """Return the SHA-256 of the weights; it is kept until the sum of a tensor changes."""
+        state = self.model.state_dict()
+        sums = [float(tensor.sum(dtype=torch.float32)) for tensor in state.values()]
+        if self._hashed is None or self._hashed[0] != sums:
+            self._hashed = sums, weights_hash(state)
+        return self._hashed[1]
 
     def _check_length(self, tokens: int, max_new_tokens: int) -> None:
         if tokens + max_new_tokens > self.window:
@@ -206,14 +246,8 @@ class Generator:
             )
 
     def _pad(self, rows: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
-        width = max(map(len, rows))
-        ids = torch.full((len(rows), width), self._ends[0], dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, tokens in enumerate(rows):
-            ids[row, width - len(tokens) :] = torch.tensor(tokens)
-            mask[row, width - len(tokens) :] = 1
-        device = self.model.device
-        return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+        ids, mask = pad(rows, self._ends[0], left=True, device=self.model.device)
+        return {"input_ids": ids, "attention_mask": mask}
 
     def _options(self, max_new_tokens: int, temperature: float) -> dict[str, Any]:
         options: dict[str, Any] = {

@@ -59,7 +59,7 @@ class PromptEncoder:
         messages, data = _marked(prompt.messages)
         rendered = self._render(messages)
         context: list[int] = []
-        ids: list[int] = [] if self.chat else self._start_ids()
+        ids: list[int] = [] if self.chat else self.start_ids()
         for place, piece in enumerate(_MARK.split(rendered)):
             if place % 2 == 0:
                 ids += self._instruction_ids(piece) if piece else []
@@ -90,7 +90,7 @@ class PromptEncoder:
         )
         return rendered
 
-    def _start_ids(self) -> list[int]:
+    def start_ids(self) -> list[int]:
         """Return what the tokenizer puts before a plain text: a beginning token, or nothing."""
         ids: list[int] = self._tokenizer.encode("")
         return [token for token in ids if token == self._tokenizer.bos_token_id]
