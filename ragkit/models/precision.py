@@ -86,6 +86,20 @@ def batches(lengths: Sequence[int], budget: int, limit: int = 1024) -> Iterator[
         start += size
 
 
+def pad(
+    rows: Sequence[Sequence[int]], fill: int, *, left: bool, device: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return token ids, padded with `fill`, and their mask: int64, both [rows, longest row]."""
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), fill, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, tokens in enumerate(rows):
+        start = width - len(tokens) if left else 0
+        ids[row, start : start + len(tokens)] = torch.tensor(tokens)
+        mask[row, start : start + len(tokens)] = 1
+    return ids.to(device), mask.to(device)
+
+
 def weights_hash(state: dict[str, Any]) -> str:
     """Return the SHA-256 of a state dict's names, types and bytes, in hexadecimal."""
     digest = hashlib.sha256()

@@ -9,11 +9,14 @@ from typing import Any, TypeAlias
 import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from .precision import batches
+
 Layers: TypeAlias = list[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values of each layer, each of shape [rows, heads, tokens, size]."""
 
 _SAVED = {"cpu": 0.15}  # the share of tokens from which reading row by row is faster than padded
 _SAVED_ELSEWHERE = 0.5
+_ROWS = 64  # in a batch, at most
 
 
 class RoomyLayer(DynamicLayer):
@@ -57,6 +60,33 @@ def roomy_cache(model: Any, room: int) -> Cache | None:
     if not all(type(layer) is DynamicLayer for layer in layers):
         return None
     return Cache(layers=[RoomyLayer(room) for _ in layers])
+
+
+def generation_batches(
+    model: Any, rows: Sequence[tuple[int, ...]], budget: int, room: int, *, alike: bool
+) -> Iterator[tuple[list[list[int]], list[tuple[int, ...]], Cache | None]]:
+    """Yield batches to generate from: places, token ids, and the cache to continue.
+
+    Rows are padded together; or, where they begin alike, what they share is read once.
+
+    Args:
+        model: a causal model.
+        rows: token ids of the prompts.
+        budget: the padded tokens in a batch.
+        room: the tokens that will be generated.
+        alike: equal rows will have equal answers, so that they stand together in one place.
+    """
+    places: dict[Any, list[int]] = {}
+    for place, ids in enumerate(rows):
+        places.setdefault(ids if alike else (place, ids), []).append(place)
+    groups = list(places.values())
+    distinct = [rows[group[0]] for group in groups]
+    if len(distinct) > 1 and worth_sharing(model, distinct):
+        for batch, cache in shared_prefixes(model, distinct, budget, _ROWS, room):
+            yield [groups[i] for i in batch], [distinct[i] for i in batch], cache
+        return
+    for batch in batches([len(ids) + room for ids in distinct], budget, limit=_ROWS):
+        yield [groups[i] for i in batch], [distinct[i] for i in batch], roomy_cache(model, room)
 
 
 def worth_sharing(model: Any, rows: Sequence[Sequence[int]]) -> bool:

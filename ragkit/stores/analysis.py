@@ -79,7 +79,8 @@ class Analyser:
     @property
     def code(self) -> str:
         """The language's ISO 639-1 code; "en" where the stemmer and stop words tell none."""
-        return _CODES.get(self.stemmer or self.stopwords or "", "en")
+        code: str = _CODES.get(self.stemmer or self.stopwords or "", "en")
+        return code
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings, as the manifest keeps them."""

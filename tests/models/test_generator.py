@@ -15,10 +15,9 @@ from transformers import AutoTokenizer
 
 from ragkit.errors import ModelError, SettingsError
 from ragkit.models import Generator
-from ragkit.models.generator import _until_stop
 from ragkit.models.names import resolve
 from ragkit.models.prefixes import worth_sharing
-from ragkit.models.prompt_ids import PromptEncoder
+from ragkit.models.prompt_ids import PromptEncoder, until_stop
 from ragkit.prompts import STYLES, Message, Part, Prompt, build_prompt
 from ragkit.splitting import sentences
 from ragkit.types import Document, Hit
@@ -172,7 +171,7 @@ def test_prompts_that_begin_alike_are_answered_as_if_each_were_alone(generator, 
     done = []
     shared = generator.generate(prompts, max_new_tokens=8, progress=done.append)
     assert done[-1] == 6  # equal prompts are answered once and counted twice
-    monkeypatch.setattr("ragkit.models.generator.worth_sharing", lambda *_: False)
+    monkeypatch.setattr("ragkit.models.prefixes.worth_sharing", lambda *_: False)
     assert shared == [generator.generate([prompt], max_new_tokens=8)[0] for prompt in prompts]
     assert shared == generator.generate(prompts, max_new_tokens=8)
 
@@ -278,7 +277,7 @@ def test_plain_answers_end_before_the_next_question(generator, text):
 @given(st.lists(st.sampled_from(["\n", "\n\n", "\nQuest", "ion:", "Question:", "a", " b", ""])))
 def test_a_stop_string_ends_a_text_however_it_is_cut_to_pieces(pieces):
     expected = re.split(r"\n\n|\nQuestion:", "".join(pieces).lstrip("\n"), maxsplit=1)[0]
-    assert "".join(_until_stop(pieces)) == expected
+    assert "".join(until_stop(pieces)) == expected
 
 
 def test_first_token_logprobs_of_a_batch_equal_each_prompts_own(generator):
