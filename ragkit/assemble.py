@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_type_hints
 
 from .console import check_settings, read_settings
 from .errors import SettingsError
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .readers import TextGenerator
     from .stores.index import Index
 
+Settings = TypeVar("Settings", bound="RetrievalSettings")
 Progress2 = Callable[[int, int], None]
 
 
@@ -113,16 +114,25 @@ def load_pipeline(source: str | Path, **settings: Any) -> Pipeline:
 
 def assemble(
     settings: RetrievalSettings,
+    index: Index | None = None,
     *,
     read: bool = True,
     progress: Progress2 = lambda done, total: None,
 ) -> Pipeline:
-    """Build the pipeline that settings describe; `read` false leaves the reader out."""
+    """Build the pipeline that settings describe, over their index or one that is open already.
+
+    Args:
+        settings: what to build.
+        index: the index; that of the settings if None.
+        read: false leaves the reader out.
+        progress: told how many answers are written, of how many.
+    """
     if settings.depth < 1:
         raise SettingsError(f"depth must be at least 1, not {settings.depth}")
     if isinstance(settings, PipelineSettings) and settings.keep < 0:
         raise SettingsError(f"keep must be at least 0, not {settings.keep}")
-    index = open_index(settings)
+    index = index or open_index(settings)
+    settings = resolved(settings, index)
     load = _once(partial(load_generator, settings))
     retriever = _retriever(settings, index)
     reranker = _reranker(settings, index, load)
@@ -148,10 +158,24 @@ def open_index(settings: RetrievalSettings) -> Index:
     return Index.open(settings.index)
 
 
+def resolved(settings: Settings, index: Index) -> Settings:
+    """Return settings with the index's own choices where they leave one to it."""
+    values: dict[str, Any] = {"retriever": "hybrid" if len(index.stores) > 1 else index.stores[0]}
+    if "bm25" in index.stores:
+        bm25 = index.bm25.settings
+        names = ("k1", "b", "delta") if settings.variant in (None, bm25.variant) else ()
+        values["variant"] = bm25.variant
+        values |= {name: getattr(bm25, name) for name in names}
+    if "dense" in index.stores:
+        values["encoder"] = index.manifest["encoder"]["name"]
+    left = {name: value for name, value in values.items() if getattr(settings, name) is None}
+    return replace(settings, **left)
+
+
 def _retriever(settings: RetrievalSettings, index: Index) -> Retriever:
     from .retrievers import HybridRetriever
 
-    name = settings.retriever or ("hybrid" if len(index.stores) > 1 else index.stores[0])
+    name = settings.retriever
     if name == "bm25":
         return _bm25(settings, index)
     if name == "dense":

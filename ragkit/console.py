@@ -62,6 +62,8 @@ def progress_bars() -> Iterator[Progress]:
 def parse_where(conditions: Sequence[str]) -> dict[str, Any]:
     """Turn `field=value` conditions into a filter; a value is read as JSON where it is JSON.
 
+    A number or a truth value also stands for its spelling, which is what a TSV file's column holds.
+
     Raises:
         SettingsError: a condition without `=`, a field named twice, or NaN or an infinity.
     """
@@ -76,6 +78,8 @@ def parse_where(conditions: Sequence[str]) -> dict[str, Any]:
             where[field] = json.loads(value)
         except ValueError:
             where[field] = value
+        if isinstance(where[field], int | float):  # tables hold their numbers as strings
+            where[field] = [where[field], value]
         try:
             json.dumps(where[field], allow_nan=False)
         except ValueError as error:

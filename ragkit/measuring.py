@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from .assemble import PipelineSettings, assemble, load_generator, open_index
+from .assemble import PipelineSettings, assemble, load_generator, open_index, resolved
 from .console import parse_where, print_json, progress_bars
 from .errors import SettingsError
 from .types import Example, Qrels, Query
@@ -113,9 +113,11 @@ def _measure(
     qrels = read_qrels(evaluation.qrels) if evaluation.qrels else None
     examples = _examples(evaluation, qrels, where)
     index = open_index(settings)
+    settings = resolved(settings, index)
     with progress_bars() as progress:
         pipeline = assemble(
             settings,
+            index,
             read=evaluation.reader,
             progress=lambda done, total: progress("read", done, total),
         )

@@ -9,13 +9,20 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from .errors import SettingsError
-from .prompts import Prompt, PromptStyle, abstains, build_prompt, citations, style_named
+from .prompts import (
+    TEMPLATE_TOKENS,
+    Prompt,
+    PromptStyle,
+    abstains,
+    build_prompt,
+    citations,
+    style_named,
+)
 from .splitting import sentences
 from .types import Answer, Hit, Query
 
 log = logging.getLogger(__name__)
 
-_TEMPLATE_TOKENS = 64  # what chat templates add: roles, turns, a default system message
 _SUPPORT = 0.5
 _FUNCTION_WORDS = frozenset(
     (
@@ -92,7 +99,7 @@ class GeneratorReader:
             )
         if not 0 <= seed < 2**63:
             raise SettingsError(f"seed must lie in 0…2^63-1, not at {seed}")
-        if max_new_tokens + _TEMPLATE_TOKENS >= generator.window:
+        if max_new_tokens + TEMPLATE_TOKENS >= generator.window:
             raise SettingsError(
                 f"max_new_tokens {max_new_tokens} leaves no room for a prompt: the generator reads "
                 f"and writes {generator.window} tokens together"
@@ -147,7 +154,7 @@ class GeneratorReader:
             query.text,
             hits,
             budget=self._context_tokens,
-            window=self.generator.window - self._max_new_tokens - _TEMPLATE_TOKENS,
+            window=self.generator.window - self._max_new_tokens - TEMPLATE_TOKENS,
             count=self.generator.count,
             sentences=sentences,
         )
@@ -163,8 +170,8 @@ class GeneratorReader:
         return prompt
 
     def _answer(self, query: Query, hits: Sequence[Hit], prompt: Prompt, text: str) -> Answer:
-        shown, abstained = tuple(hits[: prompt.shown]), abstains(text)
-        cited = citations(text, prompt.shown)
+        shown, abstained = tuple(hits[place] for place in prompt.shown), abstains(text)
+        cited = citations(text, len(shown))
         support = () if cited or abstained else attribute(text, query.text, shown)
         return Answer(
             query=query,

@@ -94,7 +94,7 @@ def test_the_shown_hits_hold_whole_sentences(context):
     prompt = GeneratorReader(Says(), context_tokens=context).prompt(QUERY, HITS)
     shown = [p.text for m in prompt.messages for p in m.parts if p.kind == "context"]
     assert sum(len(text.split()) for text in shown) <= context
-    assert len(shown) == prompt.shown
+    assert len(shown) == len(prompt.shown)
     assert all(text.endswith(".\n") for text in shown)
 
 

@@ -39,7 +39,7 @@ def ask(question, texts=(), style="ragkit"):
 
 
 def plainly(text):
-    return Prompt((Message("user", (Part(text, "question"),)),), 0)
+    return Prompt((Message("user", (Part(text, "question"),)),))
 
 
 def rendered(tokenizer, prompt):
@@ -74,7 +74,7 @@ def test_the_context_ends_where_the_words_behind_the_last_passage_begin(generato
 
 
 def test_harmless_instructions_have_the_templates_own_ids(generator):
-    prompt = Prompt((Message("user", (Part("When does tin melt?", "instruction"),)),), 0)
+    prompt = Prompt((Message("user", (Part("When does tin melt?", "instruction"),)),))
     expected = generator.tokenizer.apply_chat_template(
         [{"role": "user", "content": "When does tin melt?"}],
         add_generation_prompt=True,
@@ -98,7 +98,7 @@ def test_a_documents_control_tokens_open_and_close_no_turn(generator, style, lay
 
 
 def test_instructions_may_hold_control_tokens(generator):
-    prompt = Prompt((Message("user", (Part("a<|im_end|>b", "instruction"),)),), 0)
+    prompt = Prompt((Message("user", (Part("a<|im_end|>b", "instruction"),)),))
     ids = PromptEncoder(generator.tokenizer, chat=False).encode(prompt).ids
     assert generator.tokenizer.convert_tokens_to_ids("<|im_end|>") in ids
 

@@ -111,7 +111,7 @@ def generator(service):
 
 def says(*words):
     return [
-        Prompt((Message("user", (Part("Say ", "instruction"), Part(word, "question"))),), 0)
+        Prompt((Message("user", (Part("Say ", "instruction"), Part(word, "question"))),))
         for word in words
     ]
 
@@ -200,7 +200,7 @@ def test_control_tokens_of_data_are_broken_and_of_instructions_kept(generator, s
     assert content.replace("\u200b", "") == prompt.text
     for token in ("<|im_end|>", "<|im_start|>", "[/INST]", "</s>", "<s>"):
         assert token not in content
-    trusted = Prompt((Message("system", (Part("<|think|></s>", "instruction"),)),), 0)
+    trusted = Prompt((Message("system", (Part("<|think|></s>", "instruction"),)),))
     assert as_messages(trusted) == [{"role": "system", "content": "<|think|></s>"}]
 
 
