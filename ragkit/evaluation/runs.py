@@ -19,11 +19,12 @@ from typing import Any
 from ..artefacts import new_folder, to_json
 from ..errors import DataError
 from ..pipeline import Pipeline
+from ..splitting import parent_of
 from ..types import Answer, Example, Hit, Progress, Qrels, Query, Run, quiet
 from .answers import answer_rank
 from .contexts import build_contexts, check_contexts
 from .costs import Meter
-from .evidence import Corpus, Evidence, Need, gold_passages, parent_of
+from .evidence import Corpus, Evidence, Need, gold_passages
 from .folder import MARK, Passages, write_folder
 from .gold import Gold, gold_of, sample, warn_of_mixed_ids
 from .metrics import check_ks, check_scores, judged_run, strictly_decreasing
