@@ -149,10 +149,19 @@ def _pieces(
             yield _piece(document, number, start, end)
 
 
+def parent_of(document: Document) -> str | None:
+    """Return the id of the document that a piece was split off, or None.
+
+    "parent" alone may be a field of the user's own, as in a forum's threads.
+    """
+    parent, *offsets = map(document.metadata.get, ("parent", "start", "end"))
+    split_off = isinstance(parent, str) and all(isinstance(offset, int) for offset in offsets)
+    return parent if split_off else None
+
+
 def _piece(document: Document, number: int, start: int, end: int) -> Document:
-    parent, base = document.metadata.get("parent"), document.metadata.get("start")
-    if not isinstance(parent, str) or not isinstance(base, int):
-        parent, base = document.id, 0
+    parent = parent_of(document)
+    parent, base = (document.id, 0) if parent is None else (parent, document.metadata["start"])
     place = {"parent": parent, "start": base + start, "end": base + end}
     text = document.text[start:end]
     return Document(f"{document.id}#{number}", text, document.title, {**document.metadata, **place})

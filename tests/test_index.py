@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import ragkit.stores.build
+import ragkit.stores.documents
 import ragkit.stores.folder
 from ragkit import artefacts
 from ragkit.artefacts import check_output, new_folder, read_json, write_json
@@ -195,6 +196,16 @@ def test_an_index_of_one_store(tmp_path, encoder, store):
     retriever = Bm25Retriever(index) if store == "bm25" else DenseRetriever(index, encoder)
     hit = retriever.retrieve([Query("q", DOCUMENTS[7].contents)], 1)[0][0]
     assert hit.document == DOCUMENTS[7]
+
+
+def test_filters_are_remembered_within_bounds(pristine, monkeypatch):
+    monkeypatch.setattr(ragkit.stores.documents, "_MASK_BYTES", 3 * 40 + 39)
+    documents = Index.open(pristine).documents
+    for n in [*range(9), 0]:
+        assert documents.mask({"n": {"gte": n}}).tolist() == [row >= n for row in range(40)]
+    assert list(documents._masks) == ['{"n": {"gte": 7}}', '{"n": {"gte": 8}}', '{"n": {"gte": 0}}']
+    monkeypatch.setattr(ragkit.stores.documents, "_MASK_BYTES", 1)
+    assert documents.mask({"id": "d3"}).sum() == 1 and len(documents._masks) <= 3
 
 
 def test_bm25_settings_and_progress(tmp_path, encoder, small_segments):
@@ -678,3 +689,48 @@ def test_new_folder_puts_the_old_one_back(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt), new_folder(path, replace=True, mark="a"):
         pass
     assert listing(tmp_path) == {"run": None, "run/a": b"1"}
+
+
+def test_what_a_kill_left_aside_is_put_back(tmp_path):
+    for name in (".run.abcd_123.old", ".run.x.abcd1234.old", ".run.abcd1234"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a").write_text(name)
+    with pytest.raises(SettingsError, match="--replace"):
+        check_output(tmp_path / "run", False, "a")
+    with new_folder(tmp_path / "run", replace=True, mark="a") as folder:
+        assert (tmp_path / "run/a").read_text() == ".run.abcd_123.old"
+        (tmp_path / ".run.zzzzzzzz.old").mkdir()  # killed after both renames
+        (folder / "a").write_text("new")
+    check_output(tmp_path / "free", False, "a")
+    names = {path.name: (path / "a").read_text() for path in tmp_path.iterdir()}
+    assert names == {
+        "run": "new", ".run.x.abcd1234.old": ".run.x.abcd1234.old", ".run.abcd1234": ".run.abcd1234"
+    }  # fmt: skip
+
+
+def test_new_folder_does_not_replace_what_came_meanwhile(tmp_path):
+    path = tmp_path / "run"
+    with (
+        pytest.raises(SettingsError, match="exists already"),
+        new_folder(path, mark="a"),
+        new_folder(path, mark="a") as other,
+    ):
+        (other / "a").write_text("first")
+    assert listing(tmp_path) == {"run": None, "run/a": b"first"}
+
+
+def test_new_folder_is_durable_before_it_is_named(tmp_path, monkeypatch):
+    synced, fsync = set(), os.fsync
+
+    def note(descriptor):
+        assert os.fstat(descriptor).st_ino == tmp_path.stat().st_ino or not path.exists()
+        synced.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    path = tmp_path / "run"
+    monkeypatch.setattr(artefacts.os, "fsync", note)
+    with new_folder(path, mark="a") as folder:
+        (folder / "deep").mkdir()
+        for name in ("a", "deep/b"):
+            (folder / name).write_text(name)
+    assert synced == {file.stat().st_ino for file in (tmp_path, path, *path.rglob("*"))}

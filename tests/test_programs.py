@@ -398,6 +398,14 @@ def test_a_long_title_that_hides_the_text_is_told(
     assert "overlap=128" in capsys.readouterr().err
 
 
+def test_search_parameters_need_a_kind_that_has_some(
+    tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["build", str(corpus), "--index", str(tmp_path / "kb"), "--search-parameters"]
+    assert run(index_app, [*command, "nprobe=3", "--kind", "flat"]) == 2
+    assert "exact search (flat) has none" in capsys.readouterr().err
+
+
 def test_the_language_is_that_of_the_sentences_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal, Protocol, TypeAlias
 
 from ..errors import SettingsError
+from ..splitting import parent_of
 from ..types import Document, Example, Hit
 from .answers import cover_match, normalize_answer
 from .gold import Gold
@@ -34,15 +35,6 @@ class Corpus(Protocol):
     def pieces(self, document: str) -> list[Document]:
         """Return the document of this id, or the pieces that were split off it, or nothing."""
         ...
-
-
-def parent_of(document: Document) -> str | None:
-    """Return the id of the document that a piece was split off, or None.
-
-    "parent" alone may be a field of the user's own, as in a forum's threads.
-    """
-    metadata = document.metadata
-    return str(metadata["parent"]) if metadata.keys() >= {"parent", "start", "end"} else None
 
 
 class Evidence:

@@ -9,11 +9,12 @@ from itertools import islice
 from ..errors import DataError
 from ..pipeline import Pipeline
 from ..prompts import without_citations
+from ..splitting import parent_of
 from ..types import Answer, Example, Hit, Progress, Query
 from .answers import answer_rank
 from .contexts import build_contexts
 from .costs import Meter
-from .evidence import Corpus, Evidence, gold_passages, parent_of
+from .evidence import Corpus, Evidence, gold_passages
 from .folder import Passages
 from .gold import Gold
 from .judge import CORRECT, FAITHFUL, Item, JudgeGenerator

@@ -186,7 +186,9 @@ def _converted(gguf: Path) -> Path:
     plain = type(quantised)(config)
     plain.load_state_dict(quantised.state_dict())
     plain.generation_config = quantised.generation_config
-    with new_folder(target, replace=True, mark="config.json") as folder:
-        tokenizer.save_pretrained(folder)
-        plain.save_pretrained(folder)
+    # Another process may have finished it meanwhile, and others may be reading it.
+    if not (target / "config.json").is_file():
+        with new_folder(target, replace=True, mark="config.json") as folder:
+            tokenizer.save_pretrained(folder)
+            plain.save_pretrained(folder)
     return target

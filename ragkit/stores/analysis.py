@@ -28,7 +28,7 @@ _LUCENE_ENGLISH = (
     "there these they this to was will with"
 )
 
-_CODES = {name: code for code, name in stop_words.LANGUAGE_MAPPING.items()} | {
+_CODES: dict[str, str] = {name: code for code, name in stop_words.LANGUAGE_MAPPING.items()} | {
     "armenian": "hy", "basque": "eu", "dutch_porter": "nl", "esperanto": "eo", "estonian": "et",
     "irish": "ga", "lithuanian": "lt", "nepali": "ne", "serbian": "sr", "sesotho": "st",
     "tamil": "ta", "yiddish": "yi",

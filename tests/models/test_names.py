@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.utils.logging import is_progress_bar_enabled
 
 from ragkit.artefacts import file_hash
@@ -130,6 +131,25 @@ def test_a_damaged_gguf_file_is_named_and_leaves_nothing(cache, tmp_path):
     with pytest.raises(ModelError, match=r"bad\.gguf"):
         Generator.load(str(gguf))
     assert not list(cache.glob("models/*"))
+
+
+def test_what_another_process_converted_meanwhile_is_kept(cache, tmp_path, monkeypatch):
+    gguf = tmp_path / "tiny.gguf"
+    gguf.write_bytes(b"weights")
+    target = converted_path(gguf)
+    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=1, n_embd=8, vocab_size=16))
+    model.config.quantization_config = None
+
+    def load(*args, **options):
+        target.mkdir(parents=True)
+        (target / "config.json").write_text("another's")
+        return model
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *args, **options: None)
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", load)
+    assert resolve(str(gguf)) == str(target)
+    assert [file.name for file in target.iterdir()] == ["config.json"]
+    assert (target / "config.json").read_text() == "another's"
 
 
 @pytest.mark.slow
