@@ -45,6 +45,8 @@ ROOMS = {
     "rouge_score": {"evaluation/answers.py"},
     "sentencex": {"splitting.py"},
     "psutil": {"evaluation/costs.py"},
+    "matplotlib": {"evaluation/charts.py"},
+    "jinja2": {"evaluation/page.py", "models/prompt_ids.py"},
     "openai": {"models/server.py"},
     "peft": {"models/generator.py"},
     "platformdirs": {"models/names.py"},
