@@ -39,6 +39,7 @@ ROOMS = {
     "rank_bm25": {"stores/memory.py"},
     "pytrec_eval": {"evaluation/metrics.py"},
     "scipy": {"evaluation/statistics.py"},
+    "datasketch": {"evaluation/duplicates.py"},
     "sentencex": {"splitting.py"},
     "openai": {"models/server.py"},
     "peft": {"models/generator.py"},
