@@ -43,6 +43,7 @@ ROOMS = {
     "scipy": {"evaluation/statistics.py"},
     "threadpoolctl": {"evaluation/resampling.py"},
     "rouge_score": {"evaluation/answers.py"},
+    "datasketch": {"evaluation/duplicates.py"},
     "sentencex": {"splitting.py"},
     "psutil": {"evaluation/costs.py"},
     "matplotlib": {"evaluation/charts.py"},

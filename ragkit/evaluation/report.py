@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .comparison import Comparison, Outcome
+from .leaks import KINDS, Leaks
 from .results import Results
 from .statistics import ALPHA, Estimate
 
@@ -19,6 +20,7 @@ _LEGEND = (
     "p: permutation test; * significant at {alpha} after Holm's adjustment of all {tests} p; "
     "detectable: the difference that so many questions show 4 times in 5."
 )
+_LAST_OF_SECTION = ("near_answered", "test_duplicates")
 
 
 def measures_table(results: Results, title: str = "") -> Table:
@@ -105,6 +107,23 @@ def results_table(
         table.add_column(f"{measure}\nn = {numbers}", justify="right")
     for name, estimates in values:
         table.add_row(name, *(_cell(estimates.get(measure)) for measure in shown))
+    return table
+
+
+def leaks_table(leaks: Leaks, title: str = "") -> Table:
+    """Lay out an audit: a row for each kind of leak with its count, n and share."""
+    caption = f"nearly the same: a similarity of {leaks.threshold} or more"
+    if leaks.one_set:
+        caption += "; train is test, and no question is compared with itself"
+    table = Table(title=title or None, caption=caption)
+    table.add_column("leak")
+    for name in ("count", "n", "share"):
+        table.add_column(name, justify="right")
+    for kind, share in leaks.shares.items():
+        value = "" if share.share is None else f"{share.share:.2%}"
+        table.add_row(KINDS[kind], str(share.count), str(share.n), value)
+        if kind in _LAST_OF_SECTION:
+            table.add_section()
     return table
 
 
