@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from ..errors import DataError
 from ..types import Document, Progress, quiet
+from .answers import cover_match, normalize_answer
 from .duplicates import normalize_text
-from .metrics import cover_match, normalize_answer
 
 _SLICE = 256  # documents between two reports of progress
 

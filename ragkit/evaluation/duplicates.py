@@ -12,7 +12,7 @@ from datasketch import MinHash, MinHashLSH
 
 from ..errors import DataError, SettingsError
 from ..types import Example, Progress, quiet
-from .metrics import normalize_answer
+from .answers import normalize_answer
 
 _SHINGLE = 3  # characters
 _HASHES = 128

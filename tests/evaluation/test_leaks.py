@@ -13,6 +13,7 @@ from rich.console import Console
 from ragkit import Document, Example, Query
 from ragkit.errors import DataError, SettingsError
 from ragkit.evaluation import duplicates
+from ragkit.evaluation.answers import cover_match
 from ragkit.evaluation.containment import Phrases, seek
 from ragkit.evaluation.duplicates import (
     Pair,
@@ -22,7 +23,6 @@ from ragkit.evaluation.duplicates import (
     shingles,
 )
 from ragkit.evaluation.leaks import KINDS, Absent, Passage, Share, audit
-from ragkit.evaluation.metrics import cover_match
 from ragkit.evaluation.report import leaks_table
 
 WORDS = (
