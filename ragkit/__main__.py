@@ -20,7 +20,7 @@ app = App(
     help="Search, ask and evaluate over an index. A TOML file of settings: --config FILE.",
     version=__version__,
 )
-for command in (measuring.evaluate,):
+for command in (measuring.evaluate, measuring.compare, measuring.leaks):
     app.command(command)
 Retrieval = Annotated[RetrievalSettings, Parameter(name="*")]
 RETRIEVAL = RetrievalSettings()

@@ -1,5 +1,6 @@
 """Run a pipeline over questions, score it, and keep what it did in a run folder.
 
+report.html     all of it as one page, to look at
 results.json    scores with their intervals, losses, counts, costs, settings, hashes of the data
 answers.jsonl   one line per question: answer, gold answers, scores, hits, prompt
 passages.jsonl  the documents that those lines name, up to rank 10
@@ -24,6 +25,7 @@ from .folder import MARK, Passages, write_folder
 from .gold import gold_of, sample, warn_of_mixed_ids
 from .judge import CORRECT, FAITHFUL, JudgeGenerator
 from .metrics import check_ks, judged_run, strictly_decreasing
+from .page import write_page
 from .results import Results
 from .scoring import Record, score
 from .task import Task
@@ -101,6 +103,7 @@ def evaluate(
         results = Results(**scored.summary, costs=task.meter.costs, settings=used)
         if folder:
             write_folder(folder, examples, gold.qrels, record, scored, results)
+            write_page(folder)
     return results
 
 
@@ -152,6 +155,7 @@ def evaluate_run(
         results = Results(**scored.summary, costs={}, settings=used)
         if folder:
             write_folder(folder, asked, gold.qrels, record, scored, results)
+            write_page(folder)
     return results
 
 

@@ -147,6 +147,7 @@ def test_the_run_folder(tmp_path):
     assert sorted(path.name for path in output.iterdir()) == [
         "answers.jsonl",
         "passages.jsonl",
+        "report.html",
         "results.json",
         "run.trec",
         "settings.json",
@@ -354,7 +355,7 @@ def test_an_interrupted_run_leaves_the_old_folder_and_nothing_else(tmp_path):
             replace=True,
         )
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
-    assert len(list(output.iterdir())) == 5
+    assert len(list(output.iterdir())) == 6
 
 
 def test_a_reader_that_loses_the_order_is_refused():
