@@ -43,14 +43,14 @@ def test_commands_run(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
     lines = [line for line in _blocks("bash")[1].splitlines() if line]
-    assert len(lines) == 8
+    assert len(lines) == 12
     for line in lines:
         program, *arguments = shlex.split(line)
         code = run_app(arguments) if program == "ragkit" else run(app, arguments)
         out = capsys.readouterr()
         assert code == 0, f"{line}: {out.err}"
         assert out.out.strip(), line
-    assert (tmp_path / "run" / "results.json").is_file()
+    assert (tmp_path / "runs" / "hybrid" / "report.html").is_file()
 
 
 def test_settings_file_is_one_that_the_commands_read(tmp_path: Path) -> None:
