@@ -54,9 +54,11 @@ def main() -> None:
 
     stage("Measure", f"retrieval on all test questions, answers on {ANSWERED} of them")
     measures = ("nDCG@10", "recall@10", "EM", "F1", "cover")
-    rows = measure(settings, pipeline)
+    rows = measure(settings, pipeline, index)
     console.print(results_table(rows, measures, title="Sample set, test questions"))
-    console.print("In brackets: 95 % bootstrap intervals. Run folders are in", str(OUTPUT / "runs"))
+    console.print("In brackets: 95 % bootstrap intervals.", rows[-1][1].stages.advice)
+    page = OUTPUT / "runs" / "answers" / "report.html"
+    console.print("Question by question, to open in a browser:", str(page))
     console.print(f"Done in {time.perf_counter() - started:.0f} seconds.")
 
 
@@ -70,23 +72,26 @@ def answer(pipeline: Pipeline, question: str) -> None:
         console.print(f"  [{position + 1}] {document.title}: {document.text}", markup=False)
 
 
-def measure(settings: PipelineSettings, pipeline: Pipeline) -> list[tuple[str, Results]]:
+def measure(
+    settings: PipelineSettings, pipeline: Pipeline, index: Index
+) -> list[tuple[str, Results]]:
     """Measure three retrievers, then the reader on the hybrid one's passages."""
     examples = read_questions(DATA / "test.jsonl")
     qrels = read_qrels(DATA / "qrels" / "test.tsv")
     rows = []
     with bars() as progress:
         for name in ("bm25", "dense", "hybrid"):
-            retriever = assemble(replace(settings, retriever=name), read=False)
+            retriever = assemble(replace(settings, retriever=name), index, read=False)
             folder = OUTPUT / "runs" / name
             progress(name, 0, len(examples))
-            rows.append((name, evaluate(retriever, examples, qrels=qrels, output=folder)))
+            found = evaluate(retriever, examples, qrels=qrels, corpus=index, output=folder)
+            rows.append((name, found))
             progress(name, len(examples), len(examples))
         pipeline.reader.progress = lambda done, total: progress("read", done, total)
         # Every third question, so that all topics are asked about.
         some = examples[:: len(examples) // ANSWERED][:ANSWERED]
         folder = OUTPUT / "runs" / "answers"
-        results = evaluate(pipeline, some, qrels=qrels, output=folder)
+        results = evaluate(pipeline, some, qrels=qrels, corpus=index, output=folder)
     rows.append(("hybrid + reader", results))
     return rows
 
