@@ -8,8 +8,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from datasketch import MinHash, MinHashLSH
-
 from ..errors import DataError, SettingsError
 from ..types import Example, Progress, quiet
 from .answers import normalize_answer
@@ -90,6 +88,8 @@ def near_pairs(
         frozenset(numbers.setdefault(shingle, len(numbers)) for shingle in shingles(text))
         for text in texts
     ]
+    from datasketch import MinHash, MinHashLSH  # takes a second or more to import
+
     index = MinHashLSH(num_perm=bands * rows, params=(bands, rows))
     hashes = MinHash.generator(sets, num_perm=bands * rows, seed=seed, hashfunc=int)
     pairs: list[tuple[int, int, float]] = []

@@ -8,7 +8,9 @@ from typing import Literal, Protocol, TypeAlias
 from ..errors import SettingsError
 from ..splitting import parent_of
 from ..types import Document, Example, Hit
-from .answers import cover_match, normalize_answer
+from .answers import cover_match
+from .containment import seek
+from .duplicates import answer_key
 from .gold import Gold
 
 Need: TypeAlias = Literal["any", "all"]
@@ -16,8 +18,6 @@ Need: TypeAlias = Literal["any", "all"]
 
 ANSWER = "an answer"
 """The one thing that a question needs which has answers and no judgements."""
-
-_CHUNK = 1 << 20  # characters of normalised text that are searched at a time
 
 
 class Corpus(Protocol):
@@ -121,31 +121,14 @@ def in_corpus(
     if corpus is None:
         return dict.fromkeys(queries, True)
     held: dict[str, bool] = {}
-    missing: dict[str, list[str]] = {}
+    sought: dict[str, set[str]] = {}
     for query in queries:
         needs = evidence.needs(query)
         if needs == {ANSWER}:
-            normal = [normalize_answer(answer) for answer in gold.answers[query]]
-            # Of "The The" normalisation leaves nothing that could be sought.
-            missing[query] = [answer for answer in normal if answer]
+            sought[query] = set(map(answer_key, gold.answers[query]))
         else:
-            present = {name for name in needs if corpus.pieces(name)}
-            held[query] = evidence.enough(query, present)
-    for text in _chunks(corpus.documents) if missing else ():
-        for query in [q for q, golds in missing.items() if any(f" {g} " in text for g in golds)]:
-            held[query] = True
-            del missing[query]
-    return held | dict.fromkeys(missing, False)
-
-
-def _chunks(documents: Iterable[Document]) -> Iterable[str]:
-    """Yield normalised texts, several at a time; no answer reaches over a line end."""
-    texts: list[str] = []
-    size = 0
-    for document in documents:
-        texts.append(f" {normalize_answer(document.text)} ")
-        size += len(texts[-1])
-        if size > _CHUNK:
-            yield "\n".join(texts)
-            texts, size = [], 0
-    yield "\n".join(texts)
+            held[query] = evidence.enough(query, {name for name in needs if corpus.pieces(name)})
+    if sought:
+        missing = seek((), set().union(*sought.values()), corpus.documents).missing
+        held |= {query: not answers <= missing for query, answers in sought.items()}
+    return held

@@ -115,8 +115,7 @@ def test_gold_passages(gold):
     assert passages(EXAMPLES[0], corpus=None) == []
 
 
-def test_what_the_corpus_holds(gold, monkeypatch):
-    monkeypatch.setattr("ragkit.evaluation.evidence._CHUNK", 30)
+def test_what_the_corpus_holds(gold):
     queries = ["judged", "two", "free", "absent"]
     # "old too" stands across two documents' ends in no text.
     expected = {"judged": True, "two": True, "free": True, "absent": False}
