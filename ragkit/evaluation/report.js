@@ -287,7 +287,8 @@
   }
 
   byId("filters").addEventListener("submit", (event) => event.preventDefault());
-  byId("filters").addEventListener("input", update);
+  byId("search").addEventListener("input", update);
+  for (const select of byId("filters").querySelectorAll("select")) select.addEventListener("change", update);
   byId("first").addEventListener("click", () => turn(0));
   byId("previous").addEventListener("click", () => turn(state.page - 1));
   byId("next").addEventListener("click", () => turn(state.page + 1));
