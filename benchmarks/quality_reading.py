@@ -1,6 +1,9 @@
-"""EM, F1 and cover of the default reader on SQuAD dev questions, by what it is given to read.
+"""How the default reader answers, by what it is given to read, and where questions are lost.
 
-python benchmarks/quality_reading.py --questions 200
+    python benchmarks/quality_reading.py --parts depths,squad,popqa,hotpotqa,musique
+
+`depths` reads SQuAD dev questions with k = 1, 3, 5 retrieved passages, without any, and with the
+gold one. The other parts are sets: the context-use table, the noise sweep and the stage losses.
 """
 
 from __future__ import annotations
@@ -8,66 +11,114 @@ from __future__ import annotations
 import argparse
 import random
 import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from measure import data_folder, save
 from rich.console import Console
-from rich.table import Table
 
-from ragkit import Hit, Index
+from ragkit import Example, Hit, Index, Pipeline, evaluate
+from ragkit.console import progress_bars
 from ragkit.corpus import read_documents, read_qrels, read_questions
 from ragkit.evaluation.answers import answer_measures
+from ragkit.evaluation.contexts import CONTEXTS
+from ragkit.evaluation.report import run_tables
 from ragkit.evaluation.statistics import bootstrap_mean
-from ragkit.models import Generator
+from ragkit.models import BiEncoder, Generator
 from ragkit.prompts import without_citations
 from ragkit.readers import GeneratorReader
-from ragkit.retrievers import Bm25Retriever
+from ragkit.retrievers import Bm25Retriever, DenseRetriever, HybridRetriever
+from ragkit.types import Qrels
 
 MEASURES = ("EM", "F1", "cover")
+NOISE = (0.0, 0.5, 0.75, 1.0)
+MULTI_HOP = {"hotpotqa", "musique"}
+KEEP = {"hotpotqa": 5, "musique": 5}  # two to four passages are needed
 
 
 def main() -> None:
-    """Read with each context and print the table."""
+    """Measure the parts and print their tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--questions", type=int, default=200)
+    parser.add_argument("--parts", default="depths,squad,popqa,hotpotqa,musique")
+    parser.add_argument("--questions", type=int, default=300)
     parser.add_argument("--prompt", default="ragkit")
     arguments = parser.parse_args()
-    folder = data_folder() / "squad"
-    documents = {d.id: d for d in read_documents([folder / "corpus.jsonl.gz"])}
+    generator = Generator.load("SmolLM2-135M-Instruct")
+    reader = GeneratorReader(generator, style=arguments.prompt, max_new_tokens=32)
+    for part in arguments.parts.split(","):
+        measure = depths if part == "depths" else contexts
+        rows = measure(part, reader, arguments.questions)
+        settings = {"questions": arguments.questions, "seed": 0, "prompt": arguments.prompt}
+        save(f"{'reading' if part == 'depths' else 'contexts'}/{part}", rows, settings)
+
+
+def chosen(name: str, count: int) -> tuple[list[Example], Qrels]:
+    """Return some dev questions of a set, drawn at random, and its judgements."""
+    folder = data_folder() / name
     qrels = read_qrels(folder / "qrels" / "dev.tsv")
-    examples = [e for e in read_questions(folder / "queries.jsonl.gz") if e.query.id in qrels]
-    examples = random.Random(0).sample(examples, arguments.questions)
+    asked = [e for e in read_questions(folder / "queries.jsonl.gz") if e.query.id in qrels]
+    return random.Random(0).sample(asked, min(count, len(asked))), qrels
+
+
+def depths(part: str, reader: GeneratorReader, count: int) -> list[dict[str, Any]]:
+    """Read with BM25's best k passages, with none, and with the gold one."""
+    examples, qrels = chosen("squad", count)
     queries = [example.query for example in examples]
+    documents = {d.id: d for d in read_documents([data_folder() / "squad" / "corpus.jsonl.gz"])}
     with tempfile.TemporaryDirectory() as place:
         index = Index.build(Path(place) / "kb", documents.values(), stores=["bm25"])
         found = Bm25Retriever(index).retrieve(queries, 5)
-    contexts: dict[str, list[list[Hit]]] = {"closed book": [[] for _ in queries]}
-    contexts |= {f"BM25, k = {k}": [hits[:k] for hits in found] for k in (1, 3, 5)}
-    contexts["gold passage"] = [[Hit(documents[next(iter(qrels[q.id]))], 1.0)] for q in queries]
-    reader = GeneratorReader(Generator.load("SmolLM2-135M-Instruct"), style=arguments.prompt)
-    rows: list[dict[str, Any]] = []
-    table = Table("context", *MEASURES, title=f"SQuAD dev, n = {len(queries)}")
+    given: dict[str, list[list[Hit]]] = {"closed book": [[] for _ in queries]}
+    given |= {f"BM25, k = {k}": [hits[:k] for hits in found] for k in (1, 3, 5)}
+    given["gold passage"] = [[Hit(documents[next(iter(qrels[q.id]))], 1.0)] for q in queries]
     # All contexts in one call: the passages that they begin with alike are read once.
-    lists = [hits for context in contexts.values() for hits in context]
-    read = reader.read(queries * len(contexts), lists)
-    for place, context in enumerate(contexts):
+    lists = [hits for context in given.values() for hits in context]
+    with progress_bars() as progress:
+        reader.progress = lambda done, total: progress("read", done, total)
+        read = reader.read(queries * len(given), lists)
+    rows: list[dict[str, Any]] = []
+    for place, context in enumerate(given):
         answers = read[place * len(queries) : (place + 1) * len(queries)]
         scores = [
             answer_measures(without_citations(a.text), e.answers, abstained=a.abstained)
             for a, e in zip(answers, examples, strict=True)
         ]
-        means = {name: bootstrap_mean([score[name] for score in scores]) for name in MEASURES}
-        rows.append(
-            {
-                "context": context,
-                "abstained": sum(answer.abstained for answer in answers),
-                **{n: {"mean": m.mean, "low": m.low, "high": m.high} for n, m in means.items()},
-            }
+        means = {n: asdict(bootstrap_mean([score[n] for score in scores])) for n in MEASURES}
+        rows.append({"context": context, "abstained": sum(a.abstained for a in answers), **means})
+    Console().print(rows)
+    return rows
+
+
+def contexts(part: str, reader: GeneratorReader, count: int) -> list[dict[str, Any]]:
+    """Evaluate hybrid retrieval and the reader on a set, in all contexts."""
+    examples, qrels = chosen(part, count)
+    multi_hop = part in MULTI_HOP
+    with tempfile.TemporaryDirectory() as place, progress_bars() as progress:
+        documents = read_documents([data_folder() / part / "corpus.jsonl.gz"])
+        parts = retrievers(Path(place) / "kb", list(documents))
+        reader.progress = lambda done, total: progress("read", done, total)
+        results = evaluate(
+            Pipeline(HybridRetriever(parts[1:]), reader=reader, keep=KEEP.get(part, 3)),
+            examples,
+            qrels=qrels,
+            corpus=parts[0],
+            need="all" if multi_hop else "any",
+            contexts=() if multi_hop else CONTEXTS,
+            noise=() if multi_hop else NOISE,
+            settings={"set": part},
+            progress=progress,
         )
-        table.add_row(context, *(str(mean) for mean in means.values()))
-    save("reading/squad", rows, {"questions": len(queries), "seed": 0, "prompt": arguments.prompt})
-    Console(width=110).print(table)
+    Console(width=110).print(*run_tables(results, title=part))
+    return [results.to_json()]
+
+
+def retrievers(path: Path, documents: Sequence[Any]) -> tuple[Index, Any, Any]:
+    """Build an index, and return it with its two retrievers."""
+    encoder = BiEncoder.load("all-MiniLM-L6-v2")
+    index = Index.build(path, documents, encoder=encoder)
+    return index, Bm25Retriever(index), DenseRetriever(index, encoder)
 
 
 if __name__ == "__main__":

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import fields
 
 from cyclopts import App
 
 from ragkit import __version__
 from ragkit.console import run
 
-from .build import BuildSettings, build
+from .build import build
 from .info import check, info
 
 app = App(name="ragkit-index", help="Build and inspect ragkit indexes.", version=__version__)
@@ -20,7 +19,7 @@ for command in (build, info, check):
 
 def main() -> None:
     """Run the command line."""
-    sys.exit(run(app, known=[field.name for field in fields(BuildSettings)]))
+    sys.exit(run(app))
 
 
 if __name__ == "__main__":

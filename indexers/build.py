@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,7 +11,8 @@ from cyclopts import Parameter
 
 from ragkit.console import print_json, progress_bars, say
 from ragkit.corpus import Problem, read_documents
-from ragkit.types import Document, Progress
+from ragkit.errors import SettingsError
+from ragkit.types import Document
 
 if TYPE_CHECKING:
     from ragkit.models.bi_encoder import BiEncoder
@@ -42,7 +43,7 @@ class BuildSettings:
     search_parameters: str = ""
     """FAISS's parameters of the search, such as nprobe=32 or efSearch=256."""
     language: str = "english"
-    """The stemmer and stop words of BM25; none for neither."""
+    """BM25's stemmer and stop words (none for neither), and whose sentences are told apart."""
     variant: Literal["lucene", "okapi", "l", "plus"] = "lucene"
     """The BM25 variant that searches use unless told otherwise."""
     k1: float = 1.2
@@ -52,7 +53,7 @@ class BuildSettings:
     delta: float | None = None
     """BM25L's and BM25+'s delta; the variant's own if not given."""
     split_tokens: int = 256
-    """Documents longer than this are split at sentence ends; 0 splits none."""
+    """Longer documents are split at sentence ends (sooner if the encoder reads less); 0: none."""
     split_overlap: int = 32
     """Tokens that a piece repeats of the one before it, at most, in whole sentences."""
     on_error: Literal["stop", "skip"] = "stop"
@@ -103,9 +104,9 @@ def build(
 def build_index(corpus: list[Path], settings: BuildSettings, problems: list[Problem]) -> Index:
     """Read, split and index a corpus; what `--on-error skip` left out is added to `problems`."""
     from ragkit.stores.analysis import Analyser
+    from ragkit.stores.ann import AnnSettings
     from ragkit.stores.bm25 import Bm25Settings
     from ragkit.stores.build import check_build
-    from ragkit.stores.dense import AnnSettings
     from ragkit.stores.index import Index
 
     stores = tuple(store.strip() for store in settings.stores.split(",") if store.strip())
@@ -113,11 +114,14 @@ def build_index(corpus: list[Path], settings: BuildSettings, problems: list[Prob
     analyser = Analyser.of_language(settings.language)
     bm25 = Bm25Settings(settings.variant, settings.k1, settings.b, settings.delta)
     ann = AnnSettings(settings.kind, settings.factory, settings.search_parameters)
+    _check_split(settings)
     encoder = _encoder(settings) if "dense" in stores else None
+    settings = _fitted(settings, encoder)
     with progress_bars() as progress:
+        documents = read_documents(corpus, on_error=settings.on_error, problems=problems)
         return Index.build(
             settings.index,
-            _documents(corpus, settings, encoder, problems, progress),
+            _split(documents, settings, encoder, analyser.code),
             encoder=encoder,
             stores=stores,
             analyser=analyser,
@@ -146,24 +150,61 @@ def _encoder(settings: BuildSettings) -> BiEncoder:
     )
 
 
-def _documents(
-    corpus: list[Path],
-    settings: BuildSettings,
-    encoder: BiEncoder | None,
-    problems: list[Problem],
-    progress: Progress,
+def _check_split(settings: BuildSettings) -> None:
+    """Refuse what `split` refuses before an encoder is loaded."""
+    from ragkit.splitting import split
+
+    if settings.split_tokens:
+        split((), max_tokens=settings.split_tokens, overlap=settings.split_overlap)
+
+
+def _fitted(settings: BuildSettings, encoder: BiEncoder | None) -> BuildSettings:
+    """Return the settings with pieces that the encoder reads whole."""
+    if not encoder or not settings.split_tokens or encoder.document_window >= settings.split_tokens:
+        return settings
+    window = encoder.document_window
+    if window < 8:
+        raise SettingsError(
+            f"the encoder reads {encoder.max_length} tokens, of which {window} are left for the "
+            "document; 8 are needed. Raise --max-length, or shorten --document-prompt."
+        )
+    overlap = min(settings.split_overlap, window // 2 - 1)
+    return replace(settings, split_tokens=window, split_overlap=overlap)
+
+
+def _split(
+    documents: Iterator[Document], settings: BuildSettings, encoder: BiEncoder | None, code: str
 ) -> Iterator[Document]:
     from ragkit.splitting import split
 
-    documents = read_documents(corpus, on_error=settings.on_error, problems=problems)
-    if settings.split_tokens == 0:
-        return documents
-    return split(
-        documents,
-        max_tokens=settings.split_tokens,
-        overlap=settings.split_overlap,
-        tokenize=encoder.spans if encoder else None,
-    )
+    if settings.split_tokens:
+        documents = split(
+            documents,
+            max_tokens=settings.split_tokens,
+            overlap=settings.split_overlap,
+            tokenize=encoder.spans if encoder else None,
+            language=code,
+        )
+    return _watched(documents, encoder, bool(settings.split_tokens)) if encoder else documents
+
+
+def _watched(
+    documents: Iterator[Document], encoder: BiEncoder, were_split: bool
+) -> Iterator[Document]:
+    """Pass documents on, and tell at the end how many the encoder will not read whole."""
+    window, cut, total = encoder.document_window, 0, 0
+    for document in documents:
+        total += 1
+        # A token has a character at least; of what was split only a long title is too long.
+        suspect = 2 * len(document.title) if were_split else len(document.contents)
+        cut += suspect > window and len(encoder.spans(document.contents)) > window
+        yield document
+    if cut:
+        why = "their titles are long" if were_split else "nothing was split"
+        say(
+            f"{cut} of {total} documents are longer than the {window} tokens that the encoder "
+            f"reads ({why}): the dense store knows only their beginnings"
+        )
 
 
 def describe(index: Index) -> dict[str, Any]:

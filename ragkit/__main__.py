@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import App, Parameter
+from cyclopts import App, Parameter, validators
 
 from . import __version__, measuring
-from .assemble import PipelineSettings, RetrievalSettings, assemble
+from .assemble import RetrievalSettings, assemble
 from .console import parse_where, print_json, progress_bars, run, say
 from .measuring import READING, Reading, Where, filtered
 from .types import Answer, Hit, Query
@@ -21,10 +20,11 @@ app = App(
     help="Search, ask and evaluate over an index. A TOML file of settings: --config FILE.",
     version=__version__,
 )
-for command in (measuring.evaluate,):
+for command in (measuring.evaluate, measuring.compare, measuring.leaks):
     app.command(command)
 Retrieval = Annotated[RetrievalSettings, Parameter(name="*")]
 RETRIEVAL = RetrievalSettings()
+K = Annotated[int, Parameter(name=["-k", "--k"], validator=validators.Number(gte=1))]
 
 
 @app.command
@@ -33,7 +33,7 @@ def search(
     /,
     *,
     settings: Retrieval = RETRIEVAL,
-    k: Annotated[int, Parameter(name=["-k", "--k"])] = 10,
+    k: K = 10,
     where: Where = None,
     json: bool = False,
 ) -> None:
@@ -52,7 +52,9 @@ def search(
     json
         Print the hits as JSON.
     """
-    pipeline = assemble(settings, read=False)
+    from dataclasses import replace
+
+    pipeline = assemble(replace(settings, depth=max(k, settings.depth)), read=False)
     hits = pipeline.retrieve([Query("query", query, parse_where(where or []))])[0][:k]
     if json:
         print_json({"query": query, "hits": [_hit(hit) for hit in hits]})
@@ -70,7 +72,7 @@ def retrieve(
     settings: Retrieval = RETRIEVAL,
     questions: Path,
     run: Path,
-    k: Annotated[int, Parameter(name=["-k", "--k"])] = 100,
+    k: K = 100,
     where: Where = None,
     json: bool = False,
 ) -> None:
@@ -93,8 +95,10 @@ def retrieve(
     """
     from dataclasses import replace
 
+    from .artefacts import check_file
     from .corpus import read_questions, write_run
 
+    check_file(run)
     queries = filtered([example.query for example in read_questions(questions)], where)
     pipeline = assemble(replace(settings, depth=max(k, settings.depth)), read=False)
     with progress_bars() as progress:
@@ -219,7 +223,7 @@ def main() -> None:
 
 def run_app(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code."""
-    return run(app, arguments, known=[field.name for field in fields(PipelineSettings)])
+    return run(app, arguments)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -88,13 +89,13 @@ def write_text(path: Path, text: str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
-def sync_folder(path: Path) -> None:
-    """Make the renames inside a folder durable (a no-op where folders cannot be opened)."""
+def sync(path: Path) -> None:
+    """Make a file's bytes or a folder's names durable (a no-op where it cannot be opened)."""
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     except OSError:
         return
     try:
@@ -103,8 +104,17 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
+def sync_tree(folder: Path) -> None:
+    """Make a folder durable, with all that is in it."""
+    for path in folder.rglob("*"):
+        sync(path)
+    sync(folder)
+
+
 def check_output(path: Path, replace: bool, mark: str) -> None:
     """Refuse an output folder that is in the way, before any work is done.
+
+    A folder that a killed process had moved aside, to replace it, is put back first.
 
     Args:
         path: the folder that will be written.
@@ -114,6 +124,8 @@ def check_output(path: Path, replace: bool, mark: str) -> None:
     Raises:
         SettingsError: `path` exists, is not an empty folder, and may not be replaced.
     """
+    if not (path.exists() or path.is_symlink()) and (aside := _aside(path)):
+        aside[-1].replace(path)
     if not (path.exists() or path.is_symlink()) or (path.is_dir() and not any(path.iterdir())):
         return
     if not replace:
@@ -125,11 +137,27 @@ def check_output(path: Path, replace: bool, mark: str) -> None:
         )
 
 
+def check_file(path: Path) -> None:
+    """Refuse an output file that could not be written, before any work is done.
+
+    Raises:
+        SettingsError: `path` is a folder, or its own folder is missing or read-only.
+    """
+    if path.is_dir():
+        raise SettingsError(f"{path} is a folder. Name a file.")
+    if not path.parent.is_dir():
+        raise SettingsError(f"{path}: there is no folder {path.parent}. Make it first.")
+    if not os.access(path.parent, os.W_OK):
+        raise SettingsError(f"{path}: the folder {path.parent} cannot be written to.")
+
+
 @contextmanager
 def new_folder(path: Path, *, replace: bool = False, mark: str) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path` when the block ends well.
 
-    On any exception, Ctrl-C included, the temporary folder is removed and `path` is as it was.
+    On any exception, Ctrl-C included, the temporary folder is removed and `path` is as it was. A
+    process that is killed between the two last renames leaves the old folder aside, under a hidden
+    name, from where the next call puts it back.
 
     Raises:
         SettingsError: as `check_output` does, or if there can be no folder at `path`.
@@ -144,16 +172,28 @@ def new_folder(path: Path, *, replace: bool = False, mark: str) -> Iterator[Path
     try:
         yield temporary
         temporary.chmod(0o755)
+        sync_tree(temporary)
+        check_output(path, replace, mark)  # another process may have been as busy
         if path.exists():
             path.replace(retired)
         temporary.replace(path)
-        _remove(retired)
+        for old in _aside(path):
+            _remove(old)
     except BaseException:
         if retired.exists() and not path.exists():
             retired.replace(path)
         _remove(temporary)
         raise
-    sync_folder(path.parent)
+    sync(path.parent)
+
+
+def _aside(path: Path) -> list[Path]:
+    """List what `new_folder` moved aside to replace it, the newest last."""
+    name = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}\.old")
+    found = path.parent.iterdir() if path.parent.is_dir() else ()
+    return sorted(
+        (other for other in found if name.fullmatch(other.name)), key=lambda o: o.stat().st_mtime
+    )
 
 
 def _remove(path: Path) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_type_hints
 
-from .console import read_settings
+from .console import check_settings, read_settings
 from .errors import SettingsError
 from .pipeline import Pipeline
 from .types import Reader, Reranker, Retriever
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .readers import TextGenerator
     from .stores.index import Index
 
+Settings = TypeVar("Settings", bound="RetrievalSettings")
 Progress2 = Callable[[int, int], None]
 
 
@@ -92,32 +93,47 @@ def load_pipeline(source: str | Path, **settings: Any) -> Pipeline:
         settings: `PipelineSettings` by name; they override the file's.
 
     Raises:
-        SettingsError: an unknown setting, or a file without `index`.
+        SettingsError: an unknown setting, a value of another type, or a file that is missing or
+            has no `index`.
         IndexStateError: there is no index.
         ModelError: a model cannot be found or loaded.
     """
     source = Path(source)
-    known = [field.name for field in fields(PipelineSettings)]
+    kinds = get_type_hints(PipelineSettings)
+    check_settings(settings, kinds)
     values: dict[str, Any] = {"index": source}
+    if source.suffix == ".toml" and not source.exists():
+        raise SettingsError(f"{source}: there is no such file of settings")
     if source.is_file():
-        values = read_settings(source, known)
+        values = read_settings(source, kinds)
         if "index" not in values:
             raise SettingsError(f'{source}: names no index (index = "…")')
         values["index"] = source.parent / values["index"]
-    if unknown := sorted(set(settings) - set(known)):
-        raise SettingsError(f"unknown settings {', '.join(unknown)}; known are {', '.join(known)}")
     return assemble(PipelineSettings(**values | settings))
 
 
 def assemble(
     settings: RetrievalSettings,
+    index: Index | None = None,
     *,
     read: bool = True,
     progress: Progress2 = lambda done, total: None,
 ) -> Pipeline:
-    """Build the pipeline that settings describe; `read` false leaves the reader out."""
-    index = open_index(settings)
-    load = _once(partial(_generator, settings))
+    """Build the pipeline that settings describe, over their index or one that is open already.
+
+    Args:
+        settings: what to build.
+        index: the index; that of the settings if None.
+        read: false leaves the reader out.
+        progress: told how many answers are written, of how many.
+    """
+    if settings.depth < 1:
+        raise SettingsError(f"depth must be at least 1, not {settings.depth}")
+    if isinstance(settings, PipelineSettings) and settings.keep < 0:
+        raise SettingsError(f"keep must be at least 0, not {settings.keep}")
+    index = index or open_index(settings)
+    settings = resolved(settings, index)
+    load = _once(partial(load_generator, settings))
     retriever = _retriever(settings, index)
     reranker = _reranker(settings, index, load)
     reader: Reader | None = None
@@ -142,10 +158,24 @@ def open_index(settings: RetrievalSettings) -> Index:
     return Index.open(settings.index)
 
 
+def resolved(settings: Settings, index: Index) -> Settings:
+    """Return settings with the index's own choices where they leave one to it."""
+    values: dict[str, Any] = {"retriever": "hybrid" if len(index.stores) > 1 else index.stores[0]}
+    if "bm25" in index.stores:
+        bm25 = index.bm25.settings
+        names = ("k1", "b", "delta") if settings.variant in (None, bm25.variant) else ()
+        values["variant"] = bm25.variant
+        values |= {name: getattr(bm25, name) for name in names}
+    if "dense" in index.stores:
+        values["encoder"] = index.manifest["encoder"]["name"]
+    left = {name: value for name, value in values.items() if getattr(settings, name) is None}
+    return replace(settings, **left)
+
+
 def _retriever(settings: RetrievalSettings, index: Index) -> Retriever:
     from .retrievers import HybridRetriever
 
-    name = settings.retriever or ("hybrid" if len(index.stores) > 1 else index.stores[0])
+    name = settings.retriever
     if name == "bm25":
         return _bm25(settings, index)
     if name == "dense":
@@ -184,7 +214,7 @@ def load_encoder(settings: RetrievalSettings, index: Index) -> BiEncoder:
     _ = index.dense
     built = index.manifest["encoder"]
     return BiEncoder.load(
-        settings.encoder or built["name"],
+        built["name"] if settings.encoder is None else settings.encoder,
         device=settings.device,
         max_length=built["max_length"],
         query_prompt=built["query_prompt"],
@@ -200,7 +230,7 @@ def _reranker(
 
     reranker: Reranker | None = None
     if settings.reranker == "generator":
-        if settings.server:
+        if settings.server is not None:
             raise SettingsError("a generator behind a server cannot judge: it shows no likelihoods")
         judge: Any = generator()
         reranker = GeneratorReranker(judge)
@@ -230,8 +260,13 @@ def _reader(settings: PipelineSettings, generator: TextGenerator, progress: Prog
     )
 
 
-def _generator(settings: RetrievalSettings) -> TextGenerator:
-    if settings.server:
+def load_generator(settings: RetrievalSettings) -> TextGenerator:
+    """Load the generator that settings name, here or behind a server.
+
+    Raises:
+        ModelError: it cannot be found or loaded.
+    """
+    if settings.server is not None:
         from .models.server import ServerGenerator
 
         key = os.environ.get("RAGKIT_API_KEY", "none")

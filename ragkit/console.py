@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import FrameType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 from .errors import RagkitError, SettingsError
 from .types import Progress
@@ -59,8 +62,10 @@ def progress_bars() -> Iterator[Progress]:
 def parse_where(conditions: Sequence[str]) -> dict[str, Any]:
     """Turn `field=value` conditions into a filter; a value is read as JSON where it is JSON.
 
+    A number or a truth value also stands for its spelling, which is what a TSV file's column holds.
+
     Raises:
-        SettingsError: a condition without `=`, or a field named twice.
+        SettingsError: a condition without `=`, a field named twice, or NaN or an infinity.
     """
     where: dict[str, Any] = {}
     for condition in conditions:
@@ -73,14 +78,23 @@ def parse_where(conditions: Sequence[str]) -> dict[str, Any]:
             where[field] = json.loads(value)
         except ValueError:
             where[field] = value
+        if isinstance(where[field], int | float):  # tables hold their numbers as strings
+            where[field] = [where[field], value]
+        try:
+            json.dumps(where[field], allow_nan=False)
+        except ValueError as error:
+            raise SettingsError(
+                f"--where {condition!r}: NaN and infinities are no values to filter by; "
+                f"a word stands in quotes: {field}='\"…\"'"
+            ) from error
     return where
 
 
-def read_settings(path: Path, known: Sequence[str]) -> dict[str, Any]:
+def read_settings(path: Path, kinds: Mapping[str, Any]) -> dict[str, Any]:
     """Read a TOML file of settings; `-` and `_` in names are one.
 
     Raises:
-        SettingsError: the file cannot be read, or names something unknown.
+        SettingsError: the file cannot be read, or as `check_settings` does.
     """
     try:
         with path.open("rb") as handle:
@@ -90,20 +104,65 @@ def read_settings(path: Path, known: Sequence[str]) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{path}: is not TOML: {error}") from error
     settings = {name.replace("-", "_"): value for name, value in settings.items()}
-    if unknown := sorted(set(settings) - set(known)):
-        raise SettingsError(
-            f"{path}: unknown settings {', '.join(unknown)}; known are {', '.join(sorted(known))}"
-        )
+    check_settings(settings, kinds, f"{path}: ")
     return settings
 
 
-def run(app: App, arguments: Sequence[str] | None = None, known: Sequence[str] = ()) -> int:
-    """Run a program and return its exit code: 0 done, 1 failed, 2 bad usage, 130 interrupted.
+def check_settings(settings: Mapping[str, Any], kinds: Mapping[str, Any], place: str = "") -> None:
+    """Refuse settings of unknown names or of other types than theirs.
+
+    Args:
+        settings: values by name.
+        kinds: the types by name: of numbers, strings, paths, literals, lists, and unions of such.
+        place: put before the message, such as `rag.toml: `.
+
+    Raises:
+        SettingsError: a name is unknown, or a value of another type.
+    """
+    if unknown := sorted(set(settings) - set(kinds)):
+        known = ", ".join(sorted(kinds))
+        raise SettingsError(f"{place}unknown settings {', '.join(unknown)}; known are {known}")
+    for name, value in settings.items():
+        if not _fits(value, kinds[name]):
+            wanted = " or ".join(_described(kinds[name]))
+            raise SettingsError(f"{place}{name} is {value!r}; expected {wanted}")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if get_origin(kind) in (Union, UnionType):
+        return any(_fits(value, each) for each in get_args(kind))
+    if get_origin(kind) is Literal:
+        return isinstance(value, str) and value in get_args(kind)
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_fits(item, get_args(kind)[0]) for item in value)
+    if isinstance(value, bool):
+        return kind is bool
+    accepted = {float: (int, float), Path: (str, Path)}.get(kind, kind)
+    return isinstance(value, accepted)
+
+
+def _described(kind: Any) -> Iterator[str]:
+    if get_origin(kind) in (Union, UnionType):
+        for each in get_args(kind):
+            yield from _described(each)
+    elif get_origin(kind) is Literal:
+        yield f"one of {', '.join(get_args(kind))}"
+    elif get_origin(kind) is list:
+        yield f"a list, each item {' or '.join(_described(get_args(kind)[0]))}"
+    elif kind is not type(None):
+        names = {int: "a whole number", float: "a number", bool: "true or false"}
+        yield names.get(kind, "a string")
+
+
+def run(app: App, arguments: Sequence[str] | None = None) -> int:
+    """Run a program and return its exit code.
+
+    It is 0 for done, 1 for failed, 2 for bad usage, 130 for interrupted (Ctrl-C), and 143 for
+    terminated (SIGTERM). A settings file (`--config FILE`) may hold every option of every command.
 
     Args:
         app: the commands.
         arguments: the command line; the process's own if None.
-        known: the names that a settings file (`--config FILE`) may hold.
     """
     from cyclopts import CycloptsError
 
@@ -115,8 +174,9 @@ def run(app: App, arguments: Sequence[str] | None = None, known: Sequence[str] =
     # The libraries' own bars would draw across ours.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        arguments = _configure(app, arguments, known)
-        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        with _terminable():
+            arguments = _configure(app, arguments)
+            app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except (SettingsError, CycloptsError) as error:
         say(f"error: {error}")
         return 2
@@ -129,17 +189,50 @@ def run(app: App, arguments: Sequence[str] | None = None, known: Sequence[str] =
     except OSError as error:
         say(f"error: {error.filename or ''}: {error.strerror or error}")
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         say("interrupted; nothing is left half-written")
-        return 130
+        return 128 + (signal.SIGTERM if stop.args == (signal.SIGTERM,) else signal.SIGINT)
     return 0
 
 
-def _configure(app: App, arguments: list[str], known: Sequence[str]) -> list[str]:
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Have SIGTERM clean up as Ctrl-C does, unless someone else has taken it."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(number)
+
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _options(app: App) -> dict[str, Any]:
+    """Return the types of all options of an app's commands, by name."""
+    kinds: dict[str, Any] = {}
+    for command in app:
+        if command.startswith("-"):  # --help and --version
+            continue
+        for argument in app[command].assemble_argument_collection():
+            for option in set(argument.names) - set(argument.negatives):
+                if option.startswith("--"):
+                    name = option.removeprefix("--").replace("-", "_")
+                    kinds[name] = kinds.get(name, argument.hint) | argument.hint
+    return kinds
+
+
+def _configure(app: App, arguments: list[str]) -> list[str]:
     """Take `--config FILE` off the command line and make its settings the app's defaults."""
     from cyclopts.config import Dict
 
     app.config = ()
+    app.suppress_keyboard_interrupt = False  # `run` tells of it
     for place, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
         if name != "--config":
@@ -148,7 +241,7 @@ def _configure(app: App, arguments: list[str], known: Sequence[str]) -> list[str
             raise SettingsError("--config needs a file")
         path = Path(value if equals else arguments[place + 1])
         app.config = Dict(
-            read_settings(path, known),
+            read_settings(path, _options(app)),
             source=str(path),
             allow_unknown=True,  # known to the program, if not to each of its commands
             use_commands_as_keys=False,

@@ -74,7 +74,8 @@ def read_questions(
             example = example_of(record, f"q{number if a_list else line}")
             name = example.query.id
             if name in seen:
-                raise DataError(f"duplicate id {name!r}, first seen in line {seen[name]}")
+                nth = f" of record {number}" if seen[name] == line else ""
+                raise DataError(f"duplicate id {name!r}{nth}, first seen in line {seen[name]}")
         except DataError as error:
             report(path, line, str(error))
         else:
@@ -193,14 +194,15 @@ def _documents(paths: Sequence[Path], report: Report, *, count_others: bool) -> 
     for path, name in _sources(paths, report, count_others=count_others):
         number = len(sources) << 40
         sources.append(path)
-        for line, document in _documents_of(path, name, report):
+        for count, line, document in _documents_of(path, name, report):
             first = seen.get(document.id)
             if first is None:
                 seen[document.id] = number | (line or 0)
                 yield document
             else:
                 where = Problem(str(sources[first >> 40]), first & (1 << 40) - 1 or None, "").place
-                report(path, line, f"duplicate id {document.id!r}, first seen in {where}")
+                nth = f" of record {count}" if first == number | (line or 0) else ""
+                report(path, line, f"duplicate id {document.id!r}{nth}, first seen in {where}")
 
 
 def _sources(
@@ -227,22 +229,24 @@ def _sources(
             yield file, file.relative_to(path).as_posix()
 
 
-def _documents_of(path: Path, name: str, report: Report) -> Iterator[tuple[int | None, Document]]:
+def _documents_of(
+    path: Path, name: str, report: Report
+) -> Iterator[tuple[int, int | None, Document]]:
     if suffix_of(path) in EXTRACTORS:
         try:
             title, text, metadata = extract(path)
         except DataError as error:
             report(path, None, str(error))
         else:
-            yield None, Document(name, text, title, {"source": name, **metadata})
+            yield 1, None, Document(name, text, title, {"source": name, **metadata})
         return
-    for line, record in records(path, report, document_columns):
+    for number, (line, record) in enumerate(records(path, report, document_columns), 1):
         try:
             document = document_of(record)
         except DataError as error:
             report(path, line, str(error))
         else:
-            yield line, document
+            yield number, line, document
 
 
 def _reporter(on_error: OnError, problems: list[Problem] | None) -> Report:
@@ -282,10 +286,9 @@ def _replacing(path: Path) -> Iterator[TextIO]:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with temporary.open("xb") as raw:
+            file: Any = raw
             if path.name.lower().endswith(".gz"):  # without name and time: equal data, equal bytes
-                file: Any = gzip.GzipFile("", "wb", 6, raw, mtime=0)
-            else:
-                file = raw
+                file = gzip.GzipFile("", "wb", 6, raw, mtime=0)
             with io.TextIOWrapper(file, encoding="utf-8", newline="\n") as handle:
                 yield handle
         temporary.replace(path)

@@ -3,40 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from .assemble import PipelineSettings, assemble, open_index
-from .console import parse_where, print_json, progress_bars
+from .assemble import PipelineSettings, assemble, load_generator, open_index, resolved
+from .console import parse_where, print_json, progress_bars, say
 from .errors import SettingsError
 from .types import Example, Qrels, Query
 
 if TYPE_CHECKING:
     from .evaluation.results import Results
+    from .readers import TextGenerator
 
 Reading = Annotated[PipelineSettings, Parameter(name="*")]
 READING = PipelineSettings()
 Where = Annotated[list[str] | None, Parameter(negative="")]
 
 
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """What is evaluated, by which questions, and how deep."""
+
+    questions: Path | None = None
+    """The questions with their answers, in any form that ragkit reads."""
+    output: Path | None = None
+    """The run folder to write: report.html, results.json, answers.jsonl, run.trec and more."""
+    qrels: Path | None = None
+    """Which documents are relevant, in TREC or BEIR form; only questions that it judges are
+    asked."""
+    run: Path | None = None
+    """Score this TREC run of any system by --qrels, and nothing else; needs no index."""
+    reader: bool = True
+    """Whether questions are answered; --no-reader measures retrieval alone."""
+    contexts: str = ""
+    """What else the reader is given, to tell how it uses its passages: some of none,retrieved,
+    gold,gold+distractors,wrong,shuffled."""
+    noise: str = ""
+    """Shares of distractors among the passages, such as 0,0.5,0.75,1."""
+    need: Literal["any", "all"] = "any"
+    """Whether a question needs one relevant document or all (multi-hop)."""
+    judge: str | None = None
+    """A generator that judges whether answers are correct and rest on their passages, by name."""
+    judge_server: str | None = None
+    """The OpenAI-compatible server of the judge; without it the judge is a local model."""
+    all_questions: bool = False
+    """Ask the questions that the qrels do not judge, too (unanswerable ones, say)."""
+    limit: int | None = None
+    """Only the first questions of the file."""
+    replace: bool = False
+    """Replace the run folder that is there."""
+
+
+EVALUATION = EvaluationSettings()
+
+
 def evaluate(
     *,
     settings: Reading = READING,
-    questions: Path | None = None,
-    output: Path | None = None,
-    qrels: Path | None = None,
-    run: Path | None = None,
-    reader: bool = True,
-    contexts: str = "",
-    noise: str = "",
-    need: Literal["any", "all"] = "any",
-    all_questions: bool = False,
-    limit: int | None = None,
+    evaluation: Annotated[EvaluationSettings, Parameter(name="*")] = EVALUATION,
     where: Where = None,
-    replace: bool = False,
     json: bool = False,
 ) -> None:
     """Measure retrieval and answers over a file of questions, and write a run folder.
@@ -45,145 +73,238 @@ def evaluate(
 
     Parameters
     ----------
-    questions
-        The questions with their answers, in any form that ragkit reads.
-    output
-        The run folder to write: results.json, report.html, answers.jsonl, run.trec and more.
-    qrels
-        Which documents are relevant, in TREC or BEIR form; only questions that it judges are asked.
-    run
-        Score this TREC run of any system by --qrels, and nothing else; needs no index.
-    reader
-        Whether questions are answered; --no-reader measures retrieval alone.
-    contexts
-        What else the reader is given, to tell how it uses its passages: some of none,retrieved,
-        gold,gold+distractors,wrong,shuffled.
-    noise
-        Shares of distractors among the passages, such as 0,0.5,0.75,1.
-    need
-        Whether a question needs one relevant document or all (multi-hop).
-    all_questions
-        Ask the questions that the qrels do not judge, too (unanswerable ones, say).
-    limit
-        Only the first questions of the file.
     where
         FIELD=VALUE: only documents with such metadata; may be given several times.
-    replace
-        Replace the run folder that is there.
     json
         Print the results as JSON.
     """
     from .artefacts import check_output
-    from .evaluation.contexts import check_contexts
     from .evaluation.folder import MARK
 
-    if output:
-        check_output(output, replace, MARK)
-    if run:
-        results = _score_run(run, questions, qrels, output, replace, settings.seed)
+    if evaluation.output:
+        check_output(evaluation.output, evaluation.replace, MARK)
+    if evaluation.run:
+        results = _score_run(evaluation, settings.seed)
     else:
-        if not questions or not output:
-            raise SettingsError("evaluate needs --questions and --output, or --run and --qrels")
-        others, shares = _names(contexts), [_share(share) for share in _names(noise)]
-        check_contexts(others, shares)
-        asked = _Asked(questions, qrels, limit, where, all_questions=all_questions)
-        results = _measure(
-            settings,
-            asked,
-            reader=reader,
-            contexts=others,
-            noise=shares,
-            need=need,
-            output=output,
-            replace=replace,
-        )
+        results = _measure(settings, evaluation, where)
     if json:
         print_json(results.to_json())
     else:
-        from rich.console import Console
-
         from .evaluation.report import run_tables
 
-        Console().print(*run_tables(results, title=str(output or run)), sep="\n")
+        _show(run_tables(results, title=str(evaluation.output or evaluation.run)))
+        if evaluation.output:
+            say(f"To read question by question: {evaluation.output / 'report.html'}")
 
 
-class _Asked:
-    """The questions of an evaluation and what judges them."""
+def compare(
+    *runs: str, other_corpus: bool = False, output: Path | None = None, json: bool = False
+) -> None:
+    """Compare run folders question by question: differences, intervals, tests.
 
-    def __init__(
-        self,
-        questions: Path,
-        qrels: Path | None,
-        limit: int | None,
-        where: Sequence[str] | None,
-        *,
-        all_questions: bool,
-    ) -> None:
-        from .artefacts import file_hash
-        from .corpus import read_qrels, read_questions
+    The first is the baseline of the others. Runs that differ in nothing but their seed are one
+    system, as are folders joined by commas: tuned=seed0,seed1,seed2.
 
-        self.qrels = read_qrels(qrels) if qrels else None
-        judged = None if all_questions else self.qrels
-        examples = _chosen(read_questions(questions), judged, limit)
-        queries = filtered([example.query for example in examples], where)
-        self.examples = [replace(e, query=q) for e, q in zip(examples, queries, strict=True)]
-        self.files = {
-            "questions": {"path": str(questions), "hash": file_hash(questions)},
-            "qrels": {"path": str(qrels), "hash": file_hash(qrels)} if qrels else None,
-        }
+    Example: ragkit compare base-run tuned-run
+
+    Parameters
+    ----------
+    runs
+        Run folders, or NAME=FOLDER,FOLDER,… for a system of several seeds.
+    other_corpus
+        Compare runs over different documents, too (other splits of them, say).
+    output
+        Write the comparison here, as JSON.
+    json
+        Print the comparison as JSON.
+    """
+    from .artefacts import check_file, write_json
+    from .evaluation.comparison import compare as compared
+    from .evaluation.report import comparison_tables
+    from .evaluation.systems import group_runs
+
+    if output:
+        check_file(output)
+    comparison = compared(group_runs(runs), other_corpus=other_corpus)
+    if output:
+        write_json(output, comparison.to_json())
+    if json:
+        print_json(comparison.to_json())
+    else:
+        _show(comparison_tables(comparison))
 
 
-def _measure(settings: PipelineSettings, asked: _Asked, *, reader: bool, **options: Any) -> Results:
+def leaks(
+    train: Path,
+    test: Path,
+    /,
+    *,
+    corpus: Annotated[list[Path] | None, Parameter(negative="", consume_multiple=True)] = None,
+    train_qrels: Path | None = None,
+    test_qrels: Path | None = None,
+    threshold: float = 0.8,
+    output: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Tell which questions of a test set stand, exactly or nearly, in a training set.
+
+    Example: ragkit leaks train.jsonl test.jsonl --corpus corpus.jsonl
+
+    Parameters
+    ----------
+    train
+        The questions that are trained on.
+    test
+        The questions that are kept to measure by.
+    corpus
+        Documents, to find test questions that stand in them and answers that do not.
+    train_qrels
+        Only the questions of `train` that these judge.
+    test_qrels
+        Only the questions of `test` that these judge.
+    threshold
+        From which Jaccard similarity two questions are nearly the same.
+    output
+        Write all that was found here, as JSON.
+    json
+        Print all that was found as JSON.
+    """
+    from .artefacts import check_file, write_json
+    from .corpus import read_documents
+    from .evaluation.leaks import audit
+    from .evaluation.report import leaks_table
+
+    if output:
+        check_file(output)
+    learnt = _judged(train, train_qrels)
+    one_set = (train, train_qrels) == (test, test_qrels)
+    with progress_bars() as progress:
+        found = audit(
+            learnt,
+            learnt if one_set else _judged(test, test_qrels),
+            read_documents(corpus) if corpus else None,
+            threshold=threshold,
+            progress=progress,
+        )
+    if output:
+        write_json(output, found.to_json())
+    if json:
+        print_json(found.to_json())
+    else:
+        _show([leaks_table(found, title=f"{test} against {train}")])
+
+
+def _judged(questions: Path, qrels: Path | None) -> list[Example]:
+    """Read questions; those that the qrels judge, if there are any."""
+    from .corpus import read_qrels, read_questions
+
+    examples = read_questions(questions)
+    if qrels is None:
+        return examples
+    judged = read_qrels(qrels)
+    return [example for example in examples if example.query.id in judged]
+
+
+def _show(tables: Sequence[Any]) -> None:
+    from rich.console import Console
+
+    Console().print(*tables, sep="\n\n")
+
+
+def _measure(
+    settings: PipelineSettings, evaluation: EvaluationSettings, where: Sequence[str] | None
+) -> Results:
+    from .corpus import read_qrels
+    from .evaluation.contexts import check_contexts
     from .evaluation.runs import evaluate as measure
 
+    if not evaluation.questions or not evaluation.output:
+        raise SettingsError("evaluate needs --questions and --output, or --run and --qrels")
+    contexts = _names(evaluation.contexts)
+    noise = [_share(share) for share in _names(evaluation.noise)]
+    check_contexts(contexts, noise)
+    qrels = read_qrels(evaluation.qrels) if evaluation.qrels else None
+    examples = _examples(evaluation, qrels, where)
     index = open_index(settings)
+    settings = resolved(settings, index)
     with progress_bars() as progress:
         pipeline = assemble(
-            settings, read=reader, progress=lambda done, total: progress("read", done, total)
+            settings,
+            index,
+            read=evaluation.reader,
+            progress=lambda done, total: progress("read", done, total),
         )
         return measure(
             pipeline,
-            asked.examples,
-            qrels=asked.qrels,
+            examples,
+            qrels=qrels,
             corpus=index,
+            need=evaluation.need,
+            contexts=contexts,
+            noise=noise,
+            judge=_judge(settings, evaluation),
+            output=evaluation.output,
+            replace=evaluation.replace,
             settings={
                 "command": {name: _plain(value) for name, value in asdict(settings).items()},
-                **asked.files,
+                "questions": _file(evaluation.questions),
+                "qrels": _file(evaluation.qrels),
                 "index": index.fingerprint(),
-                "reader": reader,
+                "reader": evaluation.reader,
             },
             progress=progress,
             seed=settings.seed,
-            **options,
         )
 
 
-def _score_run(
-    run: Path,
-    questions: Path | None,
-    qrels: Path | None,
-    output: Path | None,
-    replace: bool,
-    seed: int,
-) -> Results:
-    from .artefacts import file_hash
+def _examples(
+    evaluation: EvaluationSettings, qrels: Qrels | None, where: Sequence[str] | None
+) -> list[Example]:
+    """Return the questions that the qrels judge, and the first of them if there is a limit."""
+    from .corpus import read_questions
+
+    limit, questions = evaluation.limit, evaluation.questions
+    if limit is not None and limit < 1:
+        raise SettingsError(f"--limit must be at least 1, not {limit}")
+    examples = read_questions(questions) if questions else []
+    if qrels is not None and not evaluation.all_questions:
+        examples = [e for e in examples if e.query.id in qrels] or examples
+    examples = examples[:limit]
+    queries = filtered([example.query for example in examples], where)
+    return [replace(e, query=query) for e, query in zip(examples, queries, strict=True)]
+
+
+def _judge(settings: PipelineSettings, evaluation: EvaluationSettings) -> TextGenerator | None:
+    if evaluation.judge is None:
+        if evaluation.judge_server:
+            raise SettingsError("--judge-server needs --judge, the judge's name there")
+        return None
+    return load_generator(
+        replace(settings, generator=evaluation.judge, server=evaluation.judge_server)
+    )
+
+
+def _score_run(evaluation: EvaluationSettings, seed: int) -> Results:
     from .corpus import read_qrels, read_questions, read_run
     from .evaluation.runs import evaluate_run
 
-    if not qrels:
+    if not evaluation.run or not evaluation.qrels:
         raise SettingsError("--run needs --qrels, by which it is scored")
     return evaluate_run(
-        read_run(run),
-        read_qrels(qrels),
-        examples=read_questions(questions) if questions else None,
-        output=output,
-        replace=replace,
-        settings={
-            "run": {"path": str(run), "hash": file_hash(run)},
-            "qrels": {"path": str(qrels), "hash": file_hash(qrels)},
-        },
+        read_run(evaluation.run),
+        read_qrels(evaluation.qrels),
+        examples=read_questions(evaluation.questions) if evaluation.questions else None,
+        output=evaluation.output,
+        replace=evaluation.replace,
+        settings={"run": _file(evaluation.run), "qrels": _file(evaluation.qrels)},
         seed=seed,
     )
+
+
+def _file(path: Path | None) -> dict[str, str] | None:
+    from .artefacts import file_hash
+
+    return {"path": str(path), "hash": file_hash(path)} if path else None
 
 
 def _names(text: str) -> list[str]:
@@ -195,15 +316,6 @@ def _share(text: str) -> float:
         return float(text)
     except ValueError:
         raise SettingsError(f"--noise holds {text!r}, which is no number") from None
-
-
-def _chosen(examples: list[Example], qrels: Qrels | None, limit: int | None) -> list[Example]:
-    """Return the questions that the qrels judge, and the first of them if there is a limit."""
-    if limit is not None and limit < 1:
-        raise SettingsError(f"--limit must be at least 1, not {limit}")
-    if qrels is not None:
-        examples = [e for e in examples if e.query.id in qrels] or examples
-    return examples[:limit]
 
 
 def filtered(queries: Sequence[Query], conditions: Sequence[str] | None) -> list[Query]:

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import math
 import os
 import re
 import zlib
@@ -153,22 +154,25 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON value")
+    raise ValueError(f"{name} is not a JSON value that can be held")
 
 
-_JSON = json.JSONDecoder(parse_constant=_refuse_constant)
+def _finite(digits: str) -> float:
+    return float(digits) if math.isfinite(float(digits)) else _refuse_constant(digits)
+
+
+_JSON = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
 _BLANKS = re.compile(r"[ \t\r\n]*")
 
 
 def _json_lines(
     path: Path, rows: Iterable[tuple[int, str]], report: Report
 ) -> Iterator[tuple[int, Record]]:
-    decode = _JSON.decode
     for number, text in rows:
         if text.isspace():
             continue
         try:
-            record = decode(text)
+            record = _JSON.decode(text.rstrip("\r\n"))
             if type(record) is not dict:
                 raise DataError(f"expected a JSON object, saw {type(record).__name__}")
             if "\\ud" in text or "\\uD" in text:

@@ -31,8 +31,10 @@ class Pipeline:
         retrieve: int = 100,
         keep: int = 5,
     ) -> None:
-        if retrieve < 1 or keep < 0:
-            raise SettingsError(f"retrieve {retrieve} must be at least 1, keep {keep} at least 0")
+        if retrieve < 1:
+            raise SettingsError(f"retrieve must be at least 1, not {retrieve}")
+        if keep < 0:
+            raise SettingsError(f"keep must be at least 0, not {keep}")
         self.retriever = retriever
         self.reranker = reranker
         self.reader = reader

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from .errors import DataError, SettingsError
@@ -19,6 +19,7 @@ from .types import Hit
 Kind: TypeAlias = Literal["instruction", "context", "question"]
 Sentences: TypeAlias = Callable[[str], Sequence[tuple[int, int]]]
 
+TEMPLATE_TOKENS = 64  # what chat templates add: roles, turns, a default system message
 _PLACEHOLDER = re.compile(r"\{(context|question)\}")
 _CITATION = re.compile(r"\[\s*(\d{1,3}(?:\s*[,;]\s*\d{1,3})*)\s*\]")
 _SOURCE = r"(passages?|documents?|context|text|sources?|information)"
@@ -30,17 +31,17 @@ _WHOLE_ABSTENTION = re.compile(
 )
 _ABSTENTION = re.compile(
     r"\b(i (do not|don['’]?t|cannot|can['’]?t|could not|couldn['’]?t) "
-    r"(know|answer|determine|find|tell(?! you\b))|"
+    r"(know|answer|determine|find|tell(?! (you|a)\b))|"
     r"(i['’]?m|i am) (not sure|unable to (answer|determine|find|tell|say))|i have no idea|"
     r"(not|\w+n['’]t)( have| contain| provide| give| include)? (enough|sufficient) information|"
     r"insufficient information|there is no answer|answer (cannot|can['’]?t|could not) be found|"
     r"(cannot|can['’]?t|could not) be (answered|determined)|"
     rf"{_SOURCE}( (above|below|provided|given))? "
     rf"(do(es)? not|don['’]?t|doesn['’]?t) (explicitly |directly )?{_SAYS}|"
-    rf"(no|none of the)( given| provided| above)? {_SOURCE}( that)? {_SAYS}s?|"
+    rf"(no|none of the)( given| provided| above)? {_SOURCE}( that)? {_SAYS}s?(?! (more|fewer))|"
     rf"not (explicitly |directly )?{_SAID} (in|by) (the|any of the|these|this)"
     rf"( given| provided| above)? {_SOURCE}|"
-    rf"answer (is not|isn['’]t) (in the|{_SAID}))\b",
+    rf"answer (is not|isn['’]t) (in the|{_SAID}(?! (in|by) (?!the|any|these|this))))\b",
     re.IGNORECASE,
 )
 
@@ -68,10 +69,10 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Messages for a generator, and how many of the hits they show."""
+    """Messages for a generator, and the places of the hits that they show, in their order."""
 
     messages: tuple[Message, ...]
-    shown: int
+    shown: tuple[int, ...] = ()
 
     @property
     def text(self) -> str:
@@ -189,8 +190,8 @@ def build_prompt(
     """Pack hits, best first, and the question into a prompt.
 
     Passages are added whole while they fit. The first that does not fit is cut at the end of its
-    last sentence that does (or left out, if not even one fits), and nothing follows it. The
-    question is never cut.
+    last sentence that does, and nothing follows it; one of which not even a sentence fits is left
+    out, and the next is tried. The question is never cut.
 
     Args:
         style: the wording.
@@ -211,17 +212,17 @@ def build_prompt(
             f"generator reads {window}. Shorten it, or choose a generator that reads more."
         )
     passages: list[str] = []
+    shown: list[int] = []
     room = min(window - _size(_assemble(style, question, ("",)), count), budget)
-    for number, hit in enumerate(hits, start=1):
+    for place, hit in enumerate(hits):
+        number = len(passages) + 1
         passage = _passage(style, number, hit, hit.document.text)
-        tokens = count(passage)
-        if tokens > room:
-            if cut := _cut(style, number, hit, room, count, sentences):
-                passages.append(cut)
-            break
-        passages.append(passage)
-        room -= tokens
-    return _assemble(style, question, passages)
+        whole = count(passage) <= room
+        if whole or (passage := _cut(style, number, hit, room, count, sentences)):
+            passages.append(passage)
+            shown.append(place)
+            room = room - count(passage) if whole else -1
+    return replace(_assemble(style, question, passages), shown=tuple(shown))
 
 
 def _size(prompt: Prompt, count: Callable[[str], int]) -> int:
@@ -276,7 +277,7 @@ def _assemble(style: PromptStyle, question: str, passages: Sequence[str]) -> Pro
                 parts.append(Part(piece, "instruction"))
         if parts:
             messages.append(Message(role, tuple(parts)))  # type: ignore[arg-type]
-    return Prompt(tuple(messages), len(passages))
+    return Prompt(tuple(messages))
 
 
 def citations(text: str, shown: int) -> tuple[int, ...]:

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from .errors import SettingsError
-from .prompts import Prompt, PromptStyle, abstains, build_prompt, citations, style_named
+from .prompts import (
+    TEMPLATE_TOKENS,
+    Prompt,
+    PromptStyle,
+    abstains,
+    build_prompt,
+    citations,
+    style_named,
+)
 from .splitting import sentences
 from .types import Answer, Hit, Query
 
-_TEMPLATE_TOKENS = 64  # what chat templates add: roles, turns, a default system message
+log = logging.getLogger(__name__)
+
 _SUPPORT = 0.5
 _FUNCTION_WORDS = frozenset(
     (
@@ -66,7 +77,8 @@ class GeneratorReader:
         progress: told how many answers are written, of how many.
 
     Raises:
-        SettingsError: an unknown style, or numbers that leave no room.
+        SettingsError: an unknown style, numbers out of their range, or `max_new_tokens` that leave
+            no room for a prompt in the generator's window.
     """
 
     def __init__(
@@ -80,10 +92,17 @@ class GeneratorReader:
         seed: int = 0,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
-        if context_tokens < 1 or max_new_tokens < 1 or temperature < 0:
+        if context_tokens < 1 or max_new_tokens < 1 or not 0 <= temperature < math.inf:
             raise SettingsError(
                 f"context_tokens {context_tokens} and max_new_tokens {max_new_tokens} must be at "
-                f"least 1, temperature {temperature} not negative"
+                f"least 1, temperature {temperature} finite and not negative"
+            )
+        if not 0 <= seed < 2**63:
+            raise SettingsError(f"seed must lie in 0…2^63-1, not at {seed}")
+        if max_new_tokens + TEMPLATE_TOKENS >= generator.window:
+            raise SettingsError(
+                f"max_new_tokens {max_new_tokens} leaves no room for a prompt: the generator reads "
+                f"and writes {generator.window} tokens together"
             )
         self.generator = generator
         self.style = style_named(style) if isinstance(style, str) else style
@@ -91,6 +110,7 @@ class GeneratorReader:
         self._max_new_tokens = max_new_tokens
         self._temperature = temperature
         self._seed = seed
+        self._warned = False
         self.progress = progress
 
     def read(self, queries: Sequence[Query], hits: Sequence[Sequence[Hit]]) -> list[Answer]:
@@ -129,19 +149,29 @@ class GeneratorReader:
 
     def prompt(self, query: Query, hits: Sequence[Hit]) -> Prompt:
         """Return the prompt for a query and its hits, packed to the budget."""
-        return build_prompt(
+        prompt = build_prompt(
             self.style,
             query.text,
             hits,
             budget=self._context_tokens,
-            window=self.generator.window - self._max_new_tokens - _TEMPLATE_TOKENS,
+            window=self.generator.window - self._max_new_tokens - TEMPLATE_TOKENS,
             count=self.generator.count,
             sentences=sentences,
         )
+        if hits and not prompt.shown and not self._warned:
+            self._warned = True
+            log.warning(
+                "Query %r is answered without passages, since not one sentence of them fits: the "
+                "limits are context_tokens, %d, and the window of the generator, %d tokens.",
+                query.id,
+                self._context_tokens,
+                self.generator.window,
+            )
+        return prompt
 
     def _answer(self, query: Query, hits: Sequence[Hit], prompt: Prompt, text: str) -> Answer:
-        shown, abstained = tuple(hits[: prompt.shown]), abstains(text)
-        cited = citations(text, prompt.shown)
+        shown, abstained = tuple(hits[place] for place in prompt.shown), abstains(text)
+        cited = citations(text, len(shown))
         support = () if cited or abstained else attribute(text, query.text, shown)
         return Answer(
             query=query,

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import IndexStateError, SettingsError
-from .prompts import Message, Part, Prompt
+from .prompts import TEMPLATE_TOKENS, Prompt, PromptStyle, build_prompt
+from .splitting import sentences
 from .types import Hit, Query, Reranker
 
 if TYPE_CHECKING:
@@ -27,11 +28,32 @@ class PairScorer(Protocol):
 class Judge(Protocol):
     """What a reranker needs of a generator; `ragkit.models.Generator` is one."""
 
+    @property
+    def window(self) -> int:
+        """The tokens that prompt and answer may take together."""
+        ...
+
+    def count(self, text: str) -> int:
+        """Return how many tokens a text takes."""
+        ...
+
     def first_token_logprobs(
         self, prompts: Sequence[Prompt], options: Sequence[Sequence[str]]
     ) -> NDArray[np.float32]:
         """Return the log-probability of each option's first token, [prompts, options]."""
         ...
+
+
+_JUDGEMENT = PromptStyle(
+    name="judgement",
+    system="",
+    user="Passage: {context}\n\nQuestion: {question}\n\n"
+    "Does the passage answer the question? Answer Yes or No.",
+    passage="{text}",
+    titled="{title}\n{text}",
+    alone="",
+    user_alone="Question: {question}\n\nDoes an empty passage answer it? Answer Yes or No.",
+)
 
 
 class CrossEncoderReranker:
@@ -56,7 +78,8 @@ class GeneratorReranker:
     """Reranks by asking a generator of each passage whether it answers the query.
 
     The score is log p(yes) - log p(no) of the answer's first token, as in the pointwise relevance
-    generation of Liang et al., 2023 (HELM).
+    generation of Liang et al., 2023 (HELM). A passage too long for the generator is cut at a
+    sentence's end.
     """
 
     def __init__(self, generator: Judge) -> None:
@@ -67,13 +90,25 @@ class GeneratorReranker:
     ) -> list[list[Hit]]:
         """Return the best `k` hits of each query by the generator's judgement."""
         prompts = [
-            _judgement(query, hit)
+            self._judgement(query, hit)
             for query, found in zip(queries, hits, strict=True)
             for hit in found
         ]
         options = (("Yes", "yes", " Yes", " yes"), ("No", "no", " No", " no"))
         logprobs = self._generator.first_token_logprobs(prompts, options)
         return _best(hits, logprobs[:, 0] - logprobs[:, 1], k)
+
+    def _judgement(self, query: Query, hit: Hit) -> Prompt:
+        room = self._generator.window - TEMPLATE_TOKENS
+        return build_prompt(
+            _JUDGEMENT,
+            query.text,
+            [hit],
+            budget=room,
+            window=room,
+            count=self._generator.count,
+            sentences=sentences,
+        )
 
 
 class DiversityReranker:
@@ -136,17 +171,6 @@ class DiversityReranker:
             chosen.append(best)
             values.append(float(value[best]))
         return [Hit(hits[i].document, value) for i, value in zip(chosen, values, strict=True)]
-
-
-def _judgement(query: Query, hit: Hit) -> Prompt:
-    parts = (
-        Part("Passage: ", "instruction"),
-        Part(hit.document.contents, "context"),
-        Part("\n\nQuestion: ", "instruction"),
-        Part(query.text, "question"),
-        Part("\n\nDoes the passage answer the question? Answer Yes or No.", "instruction"),
-    )
-    return Prompt((Message("user", parts),), shown=1)
 
 
 def _best(hits: Sequence[Sequence[Hit]], scores: NDArray[np.float32], k: int) -> list[list[Hit]]:

@@ -69,6 +69,7 @@ class Bm25Retriever:
 
     def __init__(self, index: Index | _Bm25Source, settings: Bm25Settings | None = None) -> None:
         self._index = index
+        self._documents = index.documents
         self._store = index.bm25 if settings is None else index.bm25.with_settings(settings)
 
     @classmethod
@@ -85,7 +86,7 @@ class Bm25Retriever:
             found: Found = self._store.search([queries[place].text for place in places], k, mask)
             return found
 
-        return _retrieve(self._index.documents, self._index.mask, queries, search)
+        return _retrieve(self._documents, self._index.mask, queries, search)
 
 
 class DenseRetriever:
@@ -108,12 +109,14 @@ class DenseRetriever:
         exact: bool = False,
     ) -> None:
         self._index = index
+        self._documents = index.documents
         self._store = index.dense
         self._encoder = encoder
         self._exact = exact
         built, given = index.manifest["encoder"], encoder.describe()
         if built["fingerprint"] != given["fingerprint"]:
-            differing = [key for key in given if key != "name" and given[key] != built.get(key)]
+            told = [key for key in given if key not in ("name", "fingerprint")]
+            differing = [key for key in told if given[key] != built.get(key)] or ["fingerprint"]
             raise IndexStateError(
                 f"{index.path}: built with the encoder {built['name']!r}, opened with "
                 f"{given['name']!r}, whose {', '.join(differing)} differ. Use the encoder it was "
@@ -127,7 +130,7 @@ class DenseRetriever:
         def search(places: list[int], mask: NDArray[np.bool_] | None) -> Found:
             return self._store.search(vectors[places], k, mask, exact=self._exact)
 
-        return _retrieve(self._index.documents, self._index.mask, queries, search)
+        return _retrieve(self._documents, self._index.mask, queries, search)
 
 
 class HybridRetriever:

@@ -6,7 +6,9 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TypeAlias
+from unicodedata import category
 
 import sentencex
 
@@ -29,8 +31,31 @@ _UNREADABLE = re.compile(
 _WINDOW = 4096  # characters; sentencex takes quadratic time over a paragraph that has no spaces
 
 _EAST_ASIAN = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_MARKS = r"\u0300-\u036f\u0900-\u0963\u0966-\u0dff"  # of Latin, Greek, Cyrillic; Indic vowel signs
-_WORD = re.compile(rf"[{_EAST_ASIAN}]|[^\W{_EAST_ASIAN}](?:[^\W{_EAST_ASIAN}]|[{_MARKS}])*|[^\w\s]")
+
+
+@cache
+def words(unspaced: str) -> str:
+    """Return the pattern of a word: letters and digits, with the combining marks after them.
+
+    Python's \\w has no combining marks (Unicode's Mn and Mc), without which Indic scripts, and
+    Arabic or Hebrew with vowels, fall into letters. A joiner after a mark belongs to it; variation
+    selectors are no part of a spelling. Characters of the class `unspaced` are words of their own.
+    """
+    letters = rf"[^\W{unspaced}]+"
+    marks = rf"(?![\0-\u02ff])[{_marks()}]+"  # looking ahead makes it five times as fast
+    return rf"[{unspaced}]|{letters}(?:{marks}[\u200c\u200d]?(?:{letters})?)*"
+
+
+def _marks() -> str:
+    # The last mark but for variation selectors is U+1E94A; two are among the Japanese characters.
+    codes = [code for code in range(0x300, 0x1F000) if category(chr(code)) in {"Mn", "Mc"}]
+    kept = [code for code in codes if not (0xFE00 <= code <= 0xFE0F or code in {0x3099, 0x309A})]
+    return "".join(map(chr, kept))
+
+
+@cache
+def _tokens() -> re.Pattern[str]:
+    return re.compile(rf"{words(_EAST_ASIAN)}|[^\w\s]")
 
 
 def sentences(text: str, language: str = "en") -> list[Span]:
@@ -92,7 +117,7 @@ def split(
 
 
 def _words(text: str) -> list[Span]:
-    return [match.span() for match in _WORD.finditer(text)]
+    return [match.span() for match in _tokens().finditer(text)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +149,19 @@ def _pieces(
             yield _piece(document, number, start, end)
 
 
+def parent_of(document: Document) -> str | None:
+    """Return the id of the document that a piece was split off, or None.
+
+    "parent" alone may be a field of the user's own, as in a forum's threads.
+    """
+    parent, *offsets = map(document.metadata.get, ("parent", "start", "end"))
+    split_off = isinstance(parent, str) and all(isinstance(offset, int) for offset in offsets)
+    return parent if split_off else None
+
+
 def _piece(document: Document, number: int, start: int, end: int) -> Document:
-    parent, base = document.metadata.get("parent"), document.metadata.get("start")
-    if not isinstance(parent, str) or not isinstance(base, int):
-        parent, base = document.id, 0
+    parent = parent_of(document)
+    parent, base = (document.id, 0) if parent is None else (parent, document.metadata["start"])
     place = {"parent": parent, "start": base + start, "end": base + end}
     text = document.text[start:end]
     return Document(f"{document.id}#{number}", text, document.title, {**document.metadata, **place})

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
+from .errors import DataError
+
 Qrels: TypeAlias = dict[str, dict[str, int]]
 """Relevance judgements as in TREC: query id -> document id -> grade (0 is judged not relevant)."""
 
@@ -89,12 +91,24 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A question with what is known about it: the unit of training and of evaluation."""
+    """A question with what is known about it: the unit of training and of evaluation.
+
+    Raises:
+        DataError: `answers` is a string, which would be taken as one answer a character.
+    """
 
     query: Query
     positives: tuple[Document, ...] = ()
     negatives: tuple[Document, ...] = ()
     answers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        answers: Any = self.answers
+        if isinstance(answers, str):
+            raise DataError(
+                f"the answers of query {self.query.id!r} are the string {answers!r}; "
+                f"a tuple is needed: ({answers!r},)"
+            )
 
 
 @runtime_checkable

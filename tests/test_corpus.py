@@ -104,6 +104,17 @@ def test_json_lists_give_the_lines_of_their_records(tmp_path):
     assert problems[0].message.endswith("a.json:2")
     assert "saw int" in problems[1].message
     assert "broken JSON" in problems[2].message
+    line = write(tmp_path / "b.json", '[{"id": 1, "text": "x"}, {"id": 2, "text": 1e999}]')
+    with pytest.raises(DataError, match=r"b\.json:1: broken JSON: 1e999 is not"):
+        read(line)
+
+
+def test_of_a_list_on_one_line_the_record_is_named(tmp_path):
+    path = write(tmp_path / "a.json", '[{"id": "1", "text": "x"}, {"id": "1", "text": "y"}]')
+    with pytest.raises(DataError, match=r":1: duplicate id '1' of record 2, first seen in .*:1$"):
+        read(path)
+    with pytest.raises(DataError, match=r":1: duplicate id '1' of record 2, first seen in line 1"):
+        read_questions(path)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +122,9 @@ def test_json_lists_give_the_lines_of_their_records(tmp_path):
     [
         ('{"id": "x" "text": "y"}', "broken JSON: Expecting ',' delimiter (column 12)"),
         ("[" * 100_000, "broken JSON"),
+        ('{"id": "x", "text"', "broken JSON: Expecting ':' delimiter (column 19)"),
         ('{"id": "x", "text": "y", "m": NaN}', "NaN is not a JSON value"),
+        ('{"id": "x", "text": "y", "m": -1e999}', "-1e999 is not a JSON value"),
         ('["x"]', "expected a JSON object, saw list"),
         ("{}", "no id: looked for id, _id"),
         ('{"id": "x", "txt": "y"}', "no text: looked for text, contents, document_text"),

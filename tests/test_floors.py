@@ -27,11 +27,12 @@ FLOORS = {
     "__main__": 7,
 }
 PROGRAMS = {"indexers": 4, "trainers": 5}
-# Reading a corpus is one room that was too long for one file.
+# Reading a corpus is one room that was too long for one file; values that cannot be are errors.
 SAME_FLOOR = {("corpus", "parsing"), ("corpus", "fields"), ("corpus", "extraction")}
+SAME_FLOOR |= {("types", "errors")}
 # The one room of each foreign library, by the name that is imported.
 ROOMS = {
-    "faiss": {"stores/dense.py"},
+    "faiss": {"stores/ann.py"},
     "numba": {"stores/_postings.py"},
     "langchain_core": {"langchain.py"},
     "pydantic": {"langchain.py"},
@@ -40,7 +41,9 @@ ROOMS = {
     "rank_bm25": {"stores/memory.py"},
     "pytrec_eval": {"evaluation/metrics.py"},
     "scipy": {"evaluation/statistics.py"},
+    "threadpoolctl": {"evaluation/resampling.py"},
     "rouge_score": {"evaluation/answers.py"},
+    "datasketch": {"evaluation/duplicates.py"},
     "sentencex": {"splitting.py"},
     "psutil": {"evaluation/costs.py"},
     "matplotlib": {"evaluation/charts.py"},
@@ -195,8 +198,8 @@ def test_no_pickle():
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_files_and_functions_are_short(path):
     lines = len(path.read_text(encoding="utf-8").splitlines())
-    # A file that defines a command line is long with its help.
-    limit = 350 if path == ROOT / "ragkit/__main__.py" else 300
+    # Files that define command lines are long with their help.
+    limit = 350 if path.name in ("__main__.py", "measuring.py") else 300
     assert lines <= limit or relative(path) in LONGER, f"{lines} lines"
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):

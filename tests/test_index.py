@@ -1,19 +1,24 @@
 """The index folder: whole or absent, what was put in comes out, and damage is found and named."""
 
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 import ragkit.stores.build
-import ragkit.stores.dense
+import ragkit.stores.documents
+import ragkit.stores.folder
 from ragkit import artefacts
 from ragkit.artefacts import check_output, new_folder, read_json, write_json
 from ragkit.errors import DataError, IndexStateError, SettingsError
 from ragkit.retrievers import Bm25Retriever, DenseRetriever
+from ragkit.stores.ann import AnnSettings
 from ragkit.stores.bm25 import Bm25Settings
-from ragkit.stores.dense import AnnSettings
 from ragkit.stores.index import Index
 from ragkit.types import Document, Query
 
@@ -30,11 +35,19 @@ NAMES = [
     "</s>",
 ]  # fmt: skip
 HOSTILE = [
-    *(Document(name, f"{name} text {name}", name, {name: [name, {"in": name}]}) for name in NAMES),
+    *(
+        Document(
+            name if name.strip() else f"blank{name}",
+            f"{name} text {name}",
+            name,
+            {name: [name, {"in": name}]},
+        )
+        for name in NAMES
+    ),
     Document("planes", PLANES, PLANES[::-1], {"p": PLANES, "n": 1.5, "big": 2**70, "none": None}),
     Document(PLANES, "id of every plane"),
     Document("long", "moon wörld " * 90_000, "t" * 10_000),
-    Document("empty", ""),
+    Document("unspoken", "..."),
     *(Document(f"plane {c >> 16}", chr(c)) for c in range(0x10041, 0x110000, 0x10000)),
 ]
 
@@ -114,6 +127,40 @@ def test_what_cannot_be_stored_is_named(tmp_path, document, seen):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("document", "seen"),
+    [
+        (Document(1, "x"), "document 1: its id is 1, not a string"),
+        (Document(" ", "x"), "its id is empty"),
+        (Document("a", ""), "document 'a': its text is empty"),
+        (Document("a", None), "its text is None"),
+        (Document("a", "x", 7), "its title is 7"),
+        (Document("a", "x", "", [1]), "its metadata is"),
+    ],
+)
+def test_what_files_cannot_hold_is_refused(tmp_path, document, seen):
+    with pytest.raises(DataError, match=re.escape(seen)):
+        Index.build(tmp_path / "kb", [*DOCUMENTS, document], stores=("bm25",))
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(DataError, match=re.escape(seen)):
+        Bm25Retriever.in_memory([*DOCUMENTS, document])
+
+
+def test_two_documents_of_one_id_in_memory():
+    with pytest.raises(DataError, match="two documents have the id 'twin'"):
+        Bm25Retriever.in_memory([Document("twin", "a"), Document("twin", "b")])
+
+
+def test_a_filter_by_a_field_that_no_document_has_is_warned_of(tmp_path, caplog):
+    index = Index.build(tmp_path / "kb", [Document("a", "tin", "", {"year": 1})], stores=("bm25",))
+    retriever = Bm25Retriever(index)
+    for where in ({"year": 2}, {"id": "b"}, {"yeer": {"exists": False}}):
+        retriever.retrieve([Query("q", "tin", where)], 1)
+    assert not caplog.records
+    retriever.retrieve([Query("q", "tin", {"yeer": 1, "year": 1})], 1)
+    assert "none has 'yeer'" in caplog.text
+
+
 def test_a_query_text_may_hold_anything(pristine, encoder):
     index = Index.open(pristine)
     queries = [Query(str(n), text) for n, text in enumerate([*NAMES, PLANES, "moon " * 100_000])]
@@ -149,6 +196,16 @@ def test_an_index_of_one_store(tmp_path, encoder, store):
     retriever = Bm25Retriever(index) if store == "bm25" else DenseRetriever(index, encoder)
     hit = retriever.retrieve([Query("q", DOCUMENTS[7].contents)], 1)[0][0]
     assert hit.document == DOCUMENTS[7]
+
+
+def test_filters_are_remembered_within_bounds(pristine, monkeypatch):
+    monkeypatch.setattr(ragkit.stores.documents, "_MASK_BYTES", 3 * 40 + 39)
+    documents = Index.open(pristine).documents
+    for n in [*range(9), 0]:
+        assert documents.mask({"n": {"gte": n}}).tolist() == [row >= n for row in range(40)]
+    assert list(documents._masks) == ['{"n": {"gte": 7}}', '{"n": {"gte": 8}}', '{"n": {"gte": 0}}']
+    monkeypatch.setattr(ragkit.stores.documents, "_MASK_BYTES", 1)
+    assert documents.mask({"id": "d3"}).sum() == 1 and len(documents._masks) <= 3
 
 
 def test_bm25_settings_and_progress(tmp_path, encoder, small_segments):
@@ -253,7 +310,8 @@ def test_an_interrupted_build_leaves_what_was_there(
         encoder = hash_encoder(break_at=7, bad=error)
     else:
         name = {"ann": "build_ann", "postings": "write_postings", "commit": "write_json"}[place]
-        monkeypatch.setattr(ragkit.stores.build, name, explode(error))
+        room = ragkit.stores.folder if place == "commit" else ragkit.stores.build
+        monkeypatch.setattr(room, name, explode(error))
 
     def build(**options):
         return Index.build(path, documents, replace=over, ann=AnnSettings("ivf"), **options)
@@ -279,11 +337,144 @@ def test_an_interrupted_build_leaves_what_was_there(
 
 
 def test_what_a_killed_build_left_is_in_nobodys_way(tmp_path):
-    left = tmp_path / "kb/segments/.new-0123/000001-abc"
-    left.mkdir(parents=True)
-    (left / "documents.jsonl").write_text("half a li")
-    same(Index.build(tmp_path / "kb", OTHERS, stores=("bm25",)), OTHERS)
-    assert not left.exists()
+    left = [
+        tmp_path / "kb" / name
+        for name in (
+            "segments/.new-01234567/000001-abcdef/documents.jsonl", "segments/000002-012345/x",
+            "ann/0123456789ab.faiss", ".manifest.json.ab_12xyz", ".lock",
+        )
+    ]  # fmt: skip
+    for file in left:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("half a li")
+    index = Index.build(tmp_path / "kb", OTHERS, stores=("bm25",))
+    same(index, OTHERS)
+    assert set(files_of(tmp_path / "kb")) == {"manifest.json", *index._files()}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "segments/chapter.tex", "segments/000001-abcdef.bak", "segments/.new-01", "ann/photo.jpg",
+        "ann/0123456789ab.faiss.old", "segments/2024/notes", ".manifest.json.backup",
+    ],
+)  # fmt: skip
+def test_a_build_never_removes_what_no_build_made(tmp_path, name):
+    for over in (False, True):
+        path = tmp_path / f"kb{over}"
+        if over:
+            Index.build(path, DOCUMENTS, stores=("bm25",))
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text("years of work")
+        if over:
+            same(Index.build(path, OTHERS, stores=("bm25",), replace=True), OTHERS)
+        else:
+            with pytest.raises(SettingsError, match="exists and is not an index"):
+                Index.build(path, DOCUMENTS, stores=("bm25",))
+        assert (path / name).read_text() == "years of work"
+
+
+def test_a_manifest_of_something_else_is_not_replaced(tmp_path):
+    for text in ('{"name": "an extension", "version": 3}', "not JSON", "[]"):
+        (tmp_path / "manifest.json").write_text(text)
+        for replace in (False, True):
+            with pytest.raises(SettingsError, match="exists and is not an index"):
+                Index.build(tmp_path, OTHERS, stores=("bm25",), replace=replace)
+        assert listing(tmp_path) == {"manifest.json": text.encode()}
+
+
+def test_a_damaged_index_can_be_replaced(damaged):
+    (damaged / "manifest.json").write_text('{"format": 1')
+    with pytest.raises(SettingsError, match="--replace"):
+        Index.build(damaged, OTHERS, stores=("bm25",))
+    same(Index.build(damaged, OTHERS, stores=("bm25",), replace=True), OTHERS)
+
+
+# --- several processes
+
+
+def test_a_second_build_of_one_index_is_refused(tmp_path):
+    path = tmp_path / "kb"
+
+    def documents(replace):
+        for number, document in enumerate(DOCUMENTS):
+            if number == 5:
+                with pytest.raises(IndexStateError, match=r"another build .* is running"):
+                    Index.build(path, OTHERS, stores=("bm25",), replace=replace)
+            yield document
+
+    for replace in (False, True):
+        index = Index.build(path, documents(replace), stores=("bm25",), replace=replace)
+        same(index, DOCUMENTS)
+
+
+def test_an_index_that_was_built_meanwhile_is_not_replaced(tmp_path, monkeypatch):
+    path, lock = tmp_path / "kb", ragkit.stores.folder._lock
+
+    def other_first(file):
+        monkeypatch.undo()
+        Index.build(path, DOCUMENTS, stores=("bm25",))
+        return lock(file)
+
+    monkeypatch.setattr(ragkit.stores.folder, "_lock", other_first)
+    with pytest.raises(SettingsError, match="index here already"):
+        Index.build(path, OTHERS, stores=("bm25",))
+    same(Index.open(path), DOCUMENTS)
+
+
+def test_a_killed_build_holds_no_lock(tmp_path):
+    path = tmp_path / "kb"
+    code = f"""
+import os, signal
+from ragkit import Document, Index
+def documents():
+    yield Document("a", "moon")
+    os.kill(os.getpid(), signal.SIGKILL)
+Index.build({str(path)!r}, documents(), stores=("bm25",))
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    assert len(listing(path)) >= 4 and (path / ".lock").exists()
+    index = Index.build(path, OTHERS, stores=("bm25",))
+    same(index, OTHERS)
+    assert set(files_of(path)) == {"manifest.json", *index._files()}
+
+
+def test_retrievers_outlive_a_rebuild_and_what_was_not_mapped_says_why(tmp_path, encoder):
+    path = tmp_path / "kb"
+    Index.build(path, DOCUMENTS, encoder=encoder)
+    old, unused = Index.open(path), Index.open(path)
+    retrievers = [Bm25Retriever(old), DenseRetriever(old, encoder)]
+    Index.build(path, OTHERS, encoder=encoder, replace=True)
+    for retriever in retrievers:
+        hits = retriever.retrieve([Query("q", "moon 7", {"n": {"lt": 30}})], 3)[0]
+        assert len(hits) == 3 and all(hit.document in DOCUMENTS[:30] for hit in hits)
+    assert old.pieces("d7") == [DOCUMENTS[7]]
+    uses = [lambda: unused.documents, lambda: unused.bm25, lambda: unused.dense, unused.size]
+    for use_it in uses:
+        with pytest.raises(IndexStateError, match=r"replaced since it was opened\. Open it again"):
+            use_it()
+    assert Index.open(path).size() > 0
+
+
+@pytest.mark.parametrize("ann", ["flat", "hnsw"])
+def test_everything_is_durable_before_the_manifest_names_it(tmp_path, encoder, monkeypatch, ann):
+    path, synced, at_the_end = tmp_path / "kb", set(), set()
+    fsync, write = os.fsync, ragkit.stores.folder.write_json
+
+    def note(descriptor):
+        synced.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def last(*args):
+        at_the_end.update(synced)
+        write(*args)
+
+    monkeypatch.setattr(artefacts.os, "fsync", note)
+    monkeypatch.setattr(ragkit.stores.folder, "write_json", last)
+    Index.build(path, DOCUMENTS, encoder=encoder, ann=AnnSettings(ann))
+    needed = [tmp_path, *(file for file in path.rglob("*") if file.name != "manifest.json")]
+    assert {file for file in needed if file.stat().st_ino not in at_the_end} == set()
+    assert {path.stat().st_ino, (path / "manifest.json").stat().st_ino} <= synced
 
 
 # --- damage
@@ -394,6 +585,7 @@ def test_arrays_of_objects_are_not_unpickled(damaged, encoder):
         (lambda m: {k: v for k, v in m.items() if k != "segments"}, "segments cannot be read"),
         (lambda m: m | {"segments": 3}, "segments cannot be read"),
         (lambda m: m | {"segments": [{}]}, "segments cannot be read"),
+        (lambda m: m | {"segments": [{"name": "x", "documents": "x"}]}, "segments cannot be read"),
         (lambda m: m | {"analyser": {"stemmer": "klingon", "stopwords": None}}, "klingon"),
         (lambda m: m | {"bm25": {"k2": 1}}, "k2"),
         (lambda m: m | {"ann": {"file": "gone.faiss", "search": ""}}, "gone.faiss"),
@@ -406,6 +598,26 @@ def test_a_manifest_that_does_not_fit_is_refused(damaged, encoder, change, seen)
     (damaged / "manifest.json").write_text(json.dumps(change(manifest)))
     with pytest.raises(IndexStateError, match=seen):
         use(damaged, encoder)
+
+
+@pytest.mark.parametrize(
+    ("change", "seen"),
+    [
+        (lambda segment: segment.pop("files"), "files"),
+        (lambda segment: segment.update(files=3), "damaged"),
+        (lambda segment: segment.update(files={}), "changed since"),
+    ],
+)
+def test_check_tells_of_a_manifest_without_its_files(damaged, change, seen):
+    manifest = json.loads((damaged / "manifest.json").read_text())
+    change(manifest["segments"][0])
+    (damaged / "manifest.json").write_text(json.dumps(manifest))
+    problems = Index.open(damaged).check()
+    assert problems[0] == f"{damaged / 'manifest.json'}: changed since it was written"
+    assert seen in problems[-1]
+    if seen != "damaged":
+        with pytest.raises(IndexStateError, match=r"documents.jsonl|files"):
+            Index.open(damaged).documents_fingerprint()
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b'{"format": 1', b"\xff\xfe\x00", b"null"])
@@ -477,3 +689,48 @@ def test_new_folder_puts_the_old_one_back(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt), new_folder(path, replace=True, mark="a"):
         pass
     assert listing(tmp_path) == {"run": None, "run/a": b"1"}
+
+
+def test_what_a_kill_left_aside_is_put_back(tmp_path):
+    for name in (".run.abcd_123.old", ".run.x.abcd1234.old", ".run.abcd1234"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a").write_text(name)
+    with pytest.raises(SettingsError, match="--replace"):
+        check_output(tmp_path / "run", False, "a")
+    with new_folder(tmp_path / "run", replace=True, mark="a") as folder:
+        assert (tmp_path / "run/a").read_text() == ".run.abcd_123.old"
+        (tmp_path / ".run.zzzzzzzz.old").mkdir()  # killed after both renames
+        (folder / "a").write_text("new")
+    check_output(tmp_path / "free", False, "a")
+    names = {path.name: (path / "a").read_text() for path in tmp_path.iterdir()}
+    assert names == {
+        "run": "new", ".run.x.abcd1234.old": ".run.x.abcd1234.old", ".run.abcd1234": ".run.abcd1234"
+    }  # fmt: skip
+
+
+def test_new_folder_does_not_replace_what_came_meanwhile(tmp_path):
+    path = tmp_path / "run"
+    with (
+        pytest.raises(SettingsError, match="exists already"),
+        new_folder(path, mark="a"),
+        new_folder(path, mark="a") as other,
+    ):
+        (other / "a").write_text("first")
+    assert listing(tmp_path) == {"run": None, "run/a": b"first"}
+
+
+def test_new_folder_is_durable_before_it_is_named(tmp_path, monkeypatch):
+    synced, fsync = set(), os.fsync
+
+    def note(descriptor):
+        assert os.fstat(descriptor).st_ino == tmp_path.stat().st_ino or not path.exists()
+        synced.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    path = tmp_path / "run"
+    monkeypatch.setattr(artefacts.os, "fsync", note)
+    with new_folder(path, mark="a") as folder:
+        (folder / "deep").mkdir()
+        for name in ("a", "deep/b"):
+            (folder / name).write_text(name)
+    assert synced == {file.stat().st_ino for file in (tmp_path, path, *path.rglob("*"))}

@@ -619,7 +619,7 @@ def prompt_of(text: str, system: str = "") -> Prompt:
     messages = [Message("user", (Part(text, "context"),))]
     if system:
         messages.insert(0, Message("system", (Part(system, "instruction"),)))
-    return Prompt(tuple(messages), 1)
+    return Prompt(tuple(messages))
 
 
 def test_a_chat_model_generates_in_the_prompts_order_and_tells_its_progress() -> None:

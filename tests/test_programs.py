@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Self
 
 import pytest
 from ragkit.indexers.__main__ import app as index_app
+from sentence_transformers import SentenceTransformer
 
-from ragkit.__main__ import run_app
+from ragkit.__main__ import app, run_app
+from ragkit.assemble import load_pipeline
 from ragkit.console import run
+from ragkit.errors import SettingsError
+from ragkit.models import BiEncoder
+from ragkit.stores.index import Index
 
 ROOT = Path(__file__).parent.parent
 CORPUS = [
@@ -65,6 +73,78 @@ def test_settings_file_is_read_and_overridden(
     assert "retriver" in capsys.readouterr().err
 
 
+def test_a_settings_file_may_hold_every_option(
+    index: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    file = tmp_path / "rag.toml"
+    text = f'index = "{index}"\nk = 1\nwhere = ["kind=metal"]\njson = true\nlimit = 2\n'
+    text += 'questions = "q.jsonl"\nrun = "r.trec"\nmax-new-tokens = 9\nb = 1\n'
+    file.write_text(text, encoding="utf-8")
+    assert run_app(["search", "what melts", "--config", str(file)]) == 0
+    assert len(json.loads(capsys.readouterr().out)["hits"]) == 1
+    assert run_app(["search", "what melts", "--config", str(file), "-k", "9"]) == 0
+    hits = json.loads(capsys.readouterr().out)["hits"]
+    assert sorted(hit["id"] for hit in hits) == ["a", "b"]
+    corpus = str(tmp_path / "corpus.jsonl")
+    for program, arguments, line, message in [
+        (app, ["search", "x"], "depth = 2.5", "depth is 2.5; expected a whole number"),
+        (app, ["search", "x"], "exact = 1", "exact is 1; expected true or false"),
+        (app, ["search", "x"], 'where = "a=b"', "expected a list, each item a string"),
+        (app, ["ask", "x"], 'layout = "bogus"', "expected one of auto, chat, plain"),
+        (app, ["ask", "x"], "no_exact = true", "unknown settings no_exact"),
+        (app, ["ask", "x"], 'query = "x"', "unknown settings query"),
+        (index_app, ["build", corpus], 'k1 = "1"', "k1 is '1'; expected a number"),
+    ]:
+        file.write_text(f'index = "{index}"\n{line}\n', encoding="utf-8")
+        assert run(program, [*arguments, "--config", str(file)]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert str(file) in error
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"retriever": "dnese"}, "retriever is 'dnese'; expected one of bm25, dense, hybrid"),
+        ({"depth": "3"}, "depth is '3'; expected a whole number"),
+        ({"depth": True}, "depth is True; expected a whole number"),
+        ({"layout": "bogus", "server": "http://x/v1"}, "expected one of auto, chat, plain"),
+        ({"device": 3}, "device is 3; expected a string"),
+        ({"dpeth": 3}, "unknown settings dpeth"),
+    ],
+)
+def test_a_pipelines_settings_are_checked(
+    index: Path, tmp_path: Path, settings: dict[str, object], message: str
+) -> None:
+    with pytest.raises(SettingsError, match=re.escape(message)):
+        load_pipeline(index, **settings)
+    file = tmp_path / "rag.toml"
+    lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
+    file.write_text("\n".join(['index = "kb"', *lines]), encoding="utf-8")
+    with pytest.raises(SettingsError, match=re.escape(f"{file}: ") + ".*" + re.escape(message)):
+        load_pipeline(file)
+
+
+def test_a_file_of_settings_that_names_no_index(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"nofile\.toml: there is no such file"):
+        load_pipeline(tmp_path / "nofile.toml")
+    file = tmp_path / "rag.toml"
+    for text, message in [("index = 5", "index is 5; expected a string"), ("", "names no index")]:
+        file.write_text(text, encoding="utf-8")
+        with pytest.raises(SettingsError, match=message):
+            load_pipeline(file)
+
+
+def test_search_shows_as_many_hits_as_are_asked_for(
+    index: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    arguments = ["search", "what melts", "--index", str(index), "--json", "--depth", "1", "-k", "3"]
+    assert run_app(arguments) == 0
+    assert len(json.loads(capsys.readouterr().out)["hits"]) == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -74,6 +154,30 @@ def test_settings_file_is_read_and_overridden(
         (["search", "x", "--index", "KB", "--retriever", "nonsense"], 2, "nonsense"),
         (["search", "x", "--index", "KB", "--where", "kind"], 2, "FIELD=VALUE"),
         (["search", "x", "--index", "KB", "--k1", "-1"], 2, "k1 must be above 0"),
+        (["search", "x", "--index", "KB", "--where", "kind=NaN"], 2, "--where 'kind=NaN'"),
+        (["search", "x", "--index", "KB", "--where", "kind=[1e999]"], 2, "--where 'kind=[1e999]'"),
+        (["search", "x", "--index", "KB", "-k", "0"], 2, "-k"),
+        (["search", "x", "--index", "KB", "-k", "-1"], 2, "-k"),
+        (["ask", "x", "--index", "KB", "--depth", "0"], 2, "depth must be at least 1, not 0"),
+        (["ask", "x", "--index", "KB", "--keep", "-1"], 2, "keep must be at least 0, not -1"),
+        (["ask", "x", "--index", "KB", "--server", ""], 2, "http://"),
+        (["ask", "x", "--index", "KB", "--generator", ""], 1, "name of a model is empty"),
+        (
+            ["ask", "x", "--index", "KB", "--server", "http://x/v1", "--temperature", "nan"],
+            2,
+            "temperature nan",
+        ),
+        (["retrieve", "--index", "KB", "--questions", "none", "--run", "KB"], 2, "is a folder"),
+        (
+            ["retrieve", "--index", "KB", "--questions", "none", "--run", "KB/no/r.trec"],
+            2,
+            "there is no folder",
+        ),
+        (
+            ["retrieve", "--index", "KB", "--questions", "none", "--run", "r.trec", "-k", "0"],
+            2,
+            "-k",
+        ),
         (["frobnicate"], 2, "frobnicate"),
         (
             ["evaluate", "--index", "KB", "--questions", "none.jsonl", "--output", "r"],
@@ -91,7 +195,7 @@ def test_bad_usage_is_told_in_one_message(
     index: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, message: str
 ) -> None:
     capsys.readouterr()
-    assert run_app([str(index) if word == "KB" else word for word in arguments]) == code
+    assert run_app([word.replace("KB", str(index)) for word in arguments]) == code
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
@@ -135,10 +239,6 @@ def test_evaluate_writes_a_run_folder(
     assert run_app(arguments) == 0
     results = json.loads(capsys.readouterr().out)
     assert results["retrieval"]["nDCG@10"]["mean"] == 1.0
-    names = sorted(file.name for file in (tmp_path / "run").iterdir())
-    assert names == [
-        "answers.jsonl", "passages.jsonl", "results.json", "run.trec", "settings.json"
-    ]  # fmt: skip
     trec, again = tmp_path / "run" / "run.trec", tmp_path / "again"
     scored = ["evaluate", "--run", str(trec), "--qrels", str(qrels), "--json"]
     assert run_app([*scored, "--output", str(again)]) == 0
@@ -171,7 +271,10 @@ def test_wrong_arguments_are_named(
     assert message in capsys.readouterr().err
 
 
-def test_an_interrupted_build_leaves_the_old_index(tmp_path: Path, index: Path) -> None:
+@pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_build_leaves_the_old_index(
+    tmp_path: Path, index: Path, sign: signal.Signals, code: int
+) -> None:
     more = _lines(
         tmp_path / "more.jsonl", [{"id": str(i), "text": f"word{i} " * 60} for i in range(60_000)]
     )
@@ -180,10 +283,10 @@ def test_an_interrupted_build_leaves_the_old_index(tmp_path: Path, index: Path) 
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     while process.poll() is None and not list((index / "segments").glob(".new-*/*/*")):
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sign)
     _, error = process.communicate(timeout=60)
-    assert process.returncode == 130, error
-    assert "Traceback" not in error
+    assert process.returncode == code, error
+    assert error == "interrupted; nothing is left half-written\n"
     assert run(index_app, ["check", "--index", str(index)]) == 0
     assert not list((index / "segments").glob(".new-*"))
 
@@ -219,3 +322,97 @@ def test_the_wheel_serves_each_program_in_an_empty_place(tmp_path: Path) -> None
         cwd=tmp_path, env=environment, check=True, capture_output=True, text=True,
     )  # fmt: skip
     assert str(place) in where.stdout
+
+
+class _ShortSighted(BiEncoder):
+    """The default encoder, which remembers the longest text it was given, in tokens."""
+
+    longest = 0
+    loaded: SentenceTransformer | None = None
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        *,
+        max_length: int | None = None,
+        document_prompt: str | None = None,
+        **_: Any,
+    ) -> Self:
+        loaded = cls.loaded = cls.loaded or BiEncoder.load(name).model
+        loaded.max_seq_length = max_length or 256
+        return cls(loaded, name, document_prompt=document_prompt, precision="fp32")
+
+    def encode_documents(self, texts: Sequence[str], **options: Any) -> Any:
+        lengths = self.model.tokenizer([self.document_prompt + text for text in texts])["input_ids"]
+        type(self).longest = max(len(ids) for ids in lengths)
+        return super().encode_documents(texts, **options)
+
+
+@pytest.fixture
+def short_sighted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ragkit.models.bi_encoder.BiEncoder", _ShortSighted)
+
+
+@pytest.mark.parametrize(
+    ("options", "longest", "told"),
+    [
+        ([], 256, None),
+        (["--max-length", "40"], 40, None),
+        (["--max-length", "64", "--document-prompt", "a text of mine: "], 64, None),
+        (["--split-tokens", "0"], 600, "1 of 2 documents are longer than the 254 tokens"),
+        (["--split-tokens", "20", "--split-overlap", "4"], 22, None),
+    ],
+)
+@pytest.mark.usefixtures("short_sighted")
+def test_no_piece_is_longer_than_the_encoder_reads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    options: list[str], longest: int, told: str | None,
+) -> None:  # fmt: skip
+    long = " ".join(f"Word {n} is here." for n in range(120)) + " x" * 300
+    corpus = _lines(tmp_path / "c.jsonl", [{"id": "a", "text": long}, {"id": "b", "text": "Tin."}])
+    command = ["build", str(corpus), "--index", str(tmp_path / "kb"), "--stores", "dense", *options]
+    assert run(index_app, command) == 0
+    assert longest - 8 <= min(_ShortSighted.longest, 600) <= longest
+    error = capsys.readouterr().err
+    assert (told or "") in error
+    assert ("longer than" in error) == (told is not None)
+
+
+@pytest.mark.usefixtures("short_sighted")
+def test_a_long_title_that_hides_the_text_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = [{"id": "a", "title": "long title " * 20, "text": "Tin melts early. " * 20}]
+    corpus = _lines(tmp_path / "c.jsonl", [*records, {"id": "b", "text": "Tin."}])
+    command = ["build", str(corpus), "--index", str(tmp_path / "kb"), "--stores", "dense"]
+    assert run(index_app, [*command, "--max-length", "40"]) == 0
+    assert re.search(r"(\d+) of \d+ documents .* 38 tokens .*titles", capsys.readouterr().err)
+    assert run(index_app, [*command, "--replace", "--max-length", "9"]) == 2
+    assert "7 are left for the document" in capsys.readouterr().err
+    assert run(index_app, [*command, "--replace", "--split-overlap", "128"]) == 2
+    assert "overlap=128" in capsys.readouterr().err
+
+
+def test_search_parameters_need_a_kind_that_has_some(
+    tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["build", str(corpus), "--index", str(tmp_path / "kb"), "--search-parameters"]
+    assert run(index_app, [*command, "nprobe=3", "--kind", "flat"]) == 2
+    assert "exact search (flat) has none" in capsys.readouterr().err
+
+
+def test_the_language_is_that_of_the_sentences_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "Er kam heute. Das gilt am 3. Oktober 1990 um 12 Uhr."
+    corpus = _lines(tmp_path / "c.jsonl", [{"id": "a", "text": text}])
+    command = ["build", str(corpus), "--stores", "bm25", "--split-tokens", "14"]
+    pieces = {}
+    for language in ("german", "english"):
+        path = tmp_path / language
+        assert run(index_app, [*command, "--split-overlap", "0", "--language", language,
+                               "--index", str(path)]) == 0  # fmt: skip
+        pieces[language] = [document.text for document in Index.open(path).documents]
+    assert pieces["german"] == [text[:13], text[14:]]
+    assert pieces["english"] == [text[:28], text[29:]]

@@ -57,15 +57,29 @@ def test_passages_fit_the_budget_and_end_with_sentences(
     context = [part.text for part in parts if part.kind == "context"]
     assert sum(map(_count, context)) <= budget
     assert [part.text for part in parts if part.kind == "question"] == [question]
-    assert len(context) == prompt.shown <= len(texts)
-    for number, (passage, text) in enumerate(zip(context, texts, strict=False), start=1):
+    assert len(context) == len(prompt.shown)
+    assert list(prompt.shown) == sorted(set(prompt.shown))
+    chosen = [texts[place] for place in prompt.shown]
+    for number, (passage, text) in enumerate(zip(context, chosen, strict=True), start=1):
         assert str(number) in passage
         whole = text in passage
         assert whole or number == len(context)  # only the last one may be cut
         kept = [text[:end] for _, end in sentences(text)]
         assert whole or any(cut.rstrip() in passage for cut in kept)
-    if prompt.shown < len(texts):  # what was left out would not have fitted
-        assert sum(map(_count, context)) + _count(f"[1] {texts[prompt.shown]}") > budget - 12
+    left_out = set(range(len(texts))) - set(prompt.shown)
+    for place in left_out:  # it would not have fitted
+        assert sum(map(_count, context)) + _count(f"[1] {texts[place]}") > budget - 12
+
+
+def test_a_passage_of_which_nothing_fits_makes_room_for_the_next() -> None:
+    texts = ["word " * 50, "Tin melts.", "Lead is heavy, and it is soft. It is grey."]
+    prompt = build_prompt(
+        style_named("spring"), "Why?", _hits(texts),
+        budget=18, window=500, count=_count, sentences=sentences,
+    )  # fmt: skip
+    assert prompt.shown == (1, 2)
+    context = [p.text for m in prompt.messages for p in m.parts if p.kind == "context"]
+    assert context == ["[1] Tin melts.\n", "[2] Lead is heavy, and it is soft.\n"]
 
 
 def test_braces_in_documents_and_questions_are_text() -> None:
@@ -186,6 +200,9 @@ def test_abstentions(text: str) -> None:
         "Tin",
         "It is not the largest in the world",
         "None of the Above (album)",
+        "The answer is not found in nature; it is technetium.",
+        "No text contains more characters than the Iliad",
+        "I can't tell a lie",
         "I Can't Tell You Why",
         "The wreck was not found in the Atlantic until 1985 [1]",
         "It is not in the Alps.",
@@ -219,7 +236,8 @@ def _packed(
     frame = (style.system + style.user).replace("{context}", "").replace("{question}", "")
     room = min(budget, window - len(frame) - len(question))
     kept = []
-    for number, hit in enumerate(hits, 1):
+    for hit in hits:
+        number = len(kept) + 1
         text, title = hit.document.text, hit.document.title
         before, after = (style.titled if title else style.passage).split("{text}")
         before = before.replace("{number}", str(number), 1).replace("{title}", title, 1)
@@ -228,7 +246,9 @@ def _packed(
         fitting = [cut for cut in cuts if len(cut) <= room]
         whole = before + text + after
         if len(whole) > room:
-            return kept + fitting[-1:]
+            if fitting:
+                return [*kept, fitting[-1]]
+            continue
         kept.append(whole)
         room -= len(whole)
     return kept
@@ -261,7 +281,7 @@ def test_packing_equals_trying_every_cut(
     parts = [part for message in prompt.messages for part in message.parts]
     expected = _packed(style, question, hits, budget, window)
     assert [part.text for part in parts if part.kind == "context"] == expected
-    assert prompt.shown == len(expected)
+    assert len(prompt.shown) == len(expected)
     assert [part.text for part in parts if part.kind == "question"] == [question]
     assert sum(map(len, expected)) <= budget
     assert sum(len(message.text) for message in prompt.messages) <= window
@@ -277,7 +297,7 @@ def test_where_only_the_bare_question_fits_no_passage_is_shown() -> None:
     prompt = build_prompt(
         style, "Why?", _hits(["x."]), budget=99, window=window, count=len, sentences=sentences
     )
-    assert prompt.shown == 0
+    assert prompt.shown == ()
     assert prompt.text == f"{style.alone}\n\nQuestion: Why?"
 
 

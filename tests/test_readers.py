@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -93,7 +94,7 @@ def test_the_shown_hits_hold_whole_sentences(context):
     prompt = GeneratorReader(Says(), context_tokens=context).prompt(QUERY, HITS)
     shown = [p.text for m in prompt.messages for p in m.parts if p.kind == "context"]
     assert sum(len(text.split()) for text in shown) <= context
-    assert len(shown) == prompt.shown
+    assert len(shown) == len(prompt.shown)
     assert all(text.endswith(".\n") for text in shown)
 
 
@@ -147,9 +148,31 @@ def test_settings():
         GeneratorReader(Says(), style="poem")
     style = replace(STYLES["spring"], name="mine")
     assert GeneratorReader(Says(), style=style).style is style
-    for wrong in ({"context_tokens": 0}, {"max_new_tokens": 0}, {"temperature": -0.1}):
+    for wrong in (
+        {"context_tokens": 0},
+        {"max_new_tokens": 0},
+        {"temperature": -0.1},
+        {"temperature": math.nan},
+    ):
         with pytest.raises(SettingsError, match="must be at least 1"):
             GeneratorReader(Says(), **wrong)
+    for seed in (-1, 2**63):
+        with pytest.raises(SettingsError, match=f"seed .*{seed}"):
+            GeneratorReader(Says(), seed=seed)
+    with pytest.raises(SettingsError, match=r"max_new_tokens 999 leaves no room.*1000 tokens"):
+        GeneratorReader(Says(), max_new_tokens=999)
+
+
+def test_passages_that_never_fit_are_told_once(caplog):
+    reader = GeneratorReader(Says("a", "b"), context_tokens=3)
+    reader.read([QUERY, QUERY], [HITS, HITS])
+    assert [record.getMessage()[:38] for record in caplog.records] == [
+        "Query 'q' is answered without passages"
+    ]
+    assert "context_tokens, 3," in caplog.text
+    caplog.clear()
+    GeneratorReader(Says("a"), context_tokens=3).read([QUERY], [[]])
+    assert not caplog.records
 
 
 def test_queries_and_hits_go_together():

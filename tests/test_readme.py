@@ -43,23 +43,23 @@ def test_commands_run(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
     lines = [line for line in _blocks("bash")[1].splitlines() if line]
-    assert len(lines) == 8
+    assert len(lines) == 12
     for line in lines:
         program, *arguments = shlex.split(line)
         code = run_app(arguments) if program == "ragkit" else run(app, arguments)
         out = capsys.readouterr()
         assert code == 0, f"{line}: {out.err}"
         assert out.out.strip(), line
-    assert (tmp_path / "run" / "results.json").is_file()
+    assert (tmp_path / "runs" / "hybrid" / "report.html").is_file()
 
 
 def test_settings_file_is_one_that_the_commands_read(tmp_path: Path) -> None:
-    from dataclasses import fields
+    from typing import get_type_hints
 
     from ragkit.assemble import PipelineSettings
     from ragkit.console import read_settings
 
     file = tmp_path / "rag.toml"
     file.write_text(_blocks("toml")[0], encoding="utf-8")
-    settings = read_settings(file, [field.name for field in fields(PipelineSettings)])
+    settings = read_settings(file, get_type_hints(PipelineSettings))
     assert PipelineSettings(**settings).keep == 3

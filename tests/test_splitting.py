@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ragkit.errors import SettingsError
-from ragkit.splitting import sentences, split
+from ragkit.splitting import parent_of, sentences, split
 from ragkit.types import Document
 
 SPACES = " \n\t\r\u00a0\u2028\u3000\x85\x0b"
@@ -259,12 +259,20 @@ def test_a_piece_that_is_split_again_points_at_the_first_parent():
             assert part.id.startswith(f"{piece.id}#")
 
 
-def test_metadata_that_only_looks_like_a_piece_is_replaced():
-    document = Document(
-        "a", "Red fox ran. Blue bird sang. Green fish swam.", metadata={"parent": "section 3"}
-    )
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"parent": "section 3"},
+        {"parent": "thread", "start": 1700000000},  # a reply, and when it began
+        {"parent": "b", "start": 3, "end": None},
+        {"parent": 7, "start": 3, "end": 50},
+    ],
+)
+def test_metadata_that_only_looks_like_a_piece_is_replaced(own):
+    document = Document("a", "Red fox ran. Blue bird sang. Green fish swam.", metadata=own)
     pieces = list(split([document], max_tokens=8, overlap=0))
     assert pieces[0].metadata == {"parent": "a", "start": 0, "end": 28}
+    assert (parent_of(document), parent_of(pieces[0])) == (None, "a")
 
 
 def test_documents_are_tokenised_once_and_read_one_by_one():
@@ -290,7 +298,7 @@ def test_default_tokens_are_words_marks_and_east_asian_characters():
         8,
         6,
     ]
-    text = "naı̈ve हिन्दी café " * 2 + "end."  # 3 words, 3 words, 2 tokens
+    text = "naı̈ve हिन्दी كَتَبَ " * 2 + "שָׁלוֹם."  # 3 words, 3 words, 2 tokens
     assert next(split([Document("a", text)], max_tokens=8, overlap=0)).id == "a"
 
 

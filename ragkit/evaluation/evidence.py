@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal, Protocol, TypeAlias
 
 from ..errors import SettingsError
+from ..splitting import parent_of
 from ..types import Document, Example, Hit
 from .answers import cover_match, normalize_answer
 from .gold import Gold
@@ -34,15 +35,6 @@ class Corpus(Protocol):
     def pieces(self, document: str) -> list[Document]:
         """Return the document of this id, or the pieces that were split off it, or nothing."""
         ...
-
-
-def parent_of(document: Document) -> str | None:
-    """Return the id of the document that a piece was split off, or None.
-
-    "parent" alone may be a field of the user's own, as in a forum's threads.
-    """
-    metadata = document.metadata
-    return str(metadata["parent"]) if metadata.keys() >= {"parent", "start", "end"} else None
 
 
 class Evidence:
@@ -75,11 +67,15 @@ class Evidence:
         if needs == {ANSWER}:
             golds = self._answers[query]
             return needs if any(cover_match(hit.document.text, golds) for hit in hits) else set()
-        return needs & {self._judged(hit.document) for hit in hits}
+        return needs & {self.judged(hit.document) for hit in hits}
 
     def enough(self, query: str, given: set[str]) -> bool:
         """Tell whether what is given suffices."""
         return bool(given) if self._need == "any" else self.needs(query) <= given
+
+    def relevant(self, query: str) -> set[str]:
+        """Return the ids of a question's relevant documents; none where no qrels judge it."""
+        return self._relevant.get(query, set())
 
     def suffices(self, query: str, hits: Iterable[Hit]) -> bool:
         """Tell whether hits give what a question needs."""
@@ -87,11 +83,12 @@ class Evidence:
 
     def misleads(self, query: str, hit: Hit) -> bool:
         """Tell whether a hit is neither relevant nor holds an answer: a distractor."""
-        if self._judged(hit.document) in self._relevant.get(query, ()):
+        if self.judged(hit.document) in self._relevant.get(query, ()):
             return False
         return not cover_match(hit.document.text, self._answers.get(query, ()))
 
-    def _judged(self, document: Document) -> str:
+    def judged(self, document: Document) -> str:
+        """Return the id by which the qrels know a document: its own, or its parent's."""
         if document.id in self._named:
             return document.id
         parent = parent_of(document)

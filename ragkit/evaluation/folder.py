@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -89,6 +90,9 @@ def _rows(
             row["stage"] = scored.stages[query]
         if answer := record.answers.get(query):
             row |= _answer(answer) | {"prompt": answer.prompt}
+        verdicts = {name: asdict(of[query]) for name, of in record.verdicts.items() if query in of}
+        if verdicts:
+            row["judge"] = verdicts
         under = {
             name: _answer(answers[query]) | {"scores": _of(scored.contexts[name], query)}
             for name, answers in record.contexts.items()

@@ -118,7 +118,7 @@ class Rubric:
             Message("user", tuple(self._parts(user, item, mark))),
         )
         kept = tuple(message for message in messages if message.parts)
-        return Prompt(kept, len(item.passages) if "{passages}" in user else 0)
+        return Prompt(kept, tuple(range(len(item.passages))) if "{passages}" in user else ())
 
     def parse(self, reply: str) -> bool | None:
         """Return whether a reply says `yes` or `no`, or None if it does not say just one of them.

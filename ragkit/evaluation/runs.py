@@ -1,5 +1,6 @@
 """Run a pipeline over questions, score it, and keep what it did in a run folder.
 
+report.html     all of it as one page, to look at
 results.json    scores with their intervals, losses, counts, costs, settings, hashes of the data
 answers.jsonl   one line per question: answer, gold answers, scores, hits, prompt
 passages.jsonl  the documents that those lines name, up to rank 10
@@ -11,54 +12,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ..artefacts import new_folder, to_json
-from ..errors import DataError
+from ..errors import DataError, SettingsError
 from ..pipeline import Pipeline
-from ..types import Answer, Example, Hit, Progress, Qrels, Query, Run, quiet
-from .answers import answer_rank
-from .contexts import build_contexts, check_contexts
-from .costs import Meter
-from .evidence import Corpus, Evidence, Need, gold_passages, parent_of
+from ..types import Example, Progress, Qrels, Query, Run, quiet
+from .contexts import check_contexts
+from .evidence import Corpus, Evidence, Need
 from .folder import MARK, Passages, write_folder
-from .gold import Gold, gold_of, sample, warn_of_mixed_ids
-from .metrics import check_ks, check_scores, judged_run, strictly_decreasing
+from .gold import gold_of, sample, warn_of_mixed_ids
+from .judge import CORRECT, FAITHFUL, JudgeGenerator
+from .metrics import check_ks, judged_run, strictly_decreasing
+from .page import write_page
 from .results import Results
 from .scoring import Record, score
-
-_SLICE = 256  # questions retrieved between two reports of progress
-_TEXTS = 10  # hits of a question whose texts the run folder keeps
-
-
-@dataclass(slots=True)
-class _Task:
-    """What is evaluated, with what is known about it."""
-
-    pipeline: Pipeline
-    examples: Sequence[Example]
-    gold: Gold
-    evidence: Evidence
-    corpus: Corpus | None
-    contexts: Sequence[str]
-    noise: Sequence[float]
-    seed: int
-    progress: Progress
-    meter: Meter = field(default_factory=Meter)
-    kept: dict[str, Sequence[Hit]] = field(default_factory=dict)
-    distractors: dict[str, list[Hit]] = field(default_factory=dict)
-
-    @property
-    def distractors_wanted(self) -> int:
-        """How many distractors a question may be given."""
-        if not (self.contexts or self.noise):
-            return 0
-        golds = max(1, self.pipeline.keep)
-        swept = (round(golds * r / (1 - r)) for r in self.noise if r < 1)
-        return max([golds, *swept])
+from .task import Task
 
 
 def evaluate(
@@ -71,6 +41,7 @@ def evaluate(
     need: Need = "any",
     contexts: Sequence[str] = (),
     noise: Sequence[float] = (),
+    judge: JudgeGenerator | None = None,
     output: str | Path | None = None,
     replace: bool = False,
     settings: Mapping[str, Any] | None = None,
@@ -95,6 +66,7 @@ def evaluate(
         need: whether one relevant document is enough for a question, or all are needed.
         contexts: what else the reader is given, by names of `contexts.CONTEXTS`.
         noise: the shares of distractors of a noise sweep, 0 to 1.
+        judge: a generator that judges whether answers are correct and rest on what was shown.
         output: the run folder to write: whole, or not at all.
         replace: whether `output` may replace a folder that exists.
         settings: JSON values to keep with the run (the index's manifest, names of models, …);
@@ -104,28 +76,34 @@ def evaluate(
 
     Raises:
         DataError: as `gold_of` does, or if a hit's score is not a finite number.
-        SettingsError: `output` exists and `replace` is false, a k is not a positive integer, or an
-            unknown context.
+        SettingsError: `output` exists and `replace` is false, a k is not a positive integer, the
+            seed is negative, or an unknown context.
     """
     check_ks(ks)
+    if seed < 0:
+        raise SettingsError(f"seed must be at least 0, not {seed}")
     check_contexts(contexts, noise)
     ks = [k for k in ks if k <= pipeline.depth]
     used = dict(settings or {}) | {"ks": ks, "need": need, "seed": seed}
     to_json(used)
     gold = gold_of(examples, qrels, (lambda name: bool(corpus.pieces(name))) if corpus else None)
     evidence = Evidence(gold, need)
-    task = _Task(
+    task = Task(
         pipeline, examples, gold, evidence, corpus, contexts, noise, seed, progress or quiet
     )
     with _output(output, replace) as (folder, passages):
-        record = _retrieve(task, passages)
+        record = task.retrieve(passages)
         record.run = strictly_decreasing(judged_run(record.found, gold.qrels, record.parents))
         warn_of_mixed_ids(record.run, gold.qrels)
-        _read(task, record, passages)
+        task.read(record, passages)
+        if judge:
+            used["judge"] = [rubric.describe() for rubric in (CORRECT, FAITHFUL)]
+            task.judge(record, judge)
         scored = score(record, examples, gold, evidence, corpus, ks, seed)
         results = Results(**scored.summary, costs=task.meter.costs, settings=used)
         if folder:
             write_folder(folder, examples, gold.qrels, record, scored, results)
+            write_page(folder)
     return results
 
 
@@ -177,6 +155,7 @@ def evaluate_run(
         results = Results(**scored.summary, costs={}, settings=used)
         if folder:
             write_folder(folder, asked, gold.qrels, record, scored, results)
+            write_page(folder)
     return results
 
 
@@ -188,100 +167,3 @@ def _output(path: str | Path | None, replace: bool) -> Iterator[tuple[Path | Non
     made = new_folder(Path(path), replace=replace, mark=MARK)
     with made as folder, Passages(folder / "passages.jsonl") as kept:
         yield folder, kept
-
-
-def _retrieve(task: _Task, passages: Passages) -> Record:
-    record = Record(reranked=task.pipeline.reranker is not None)
-    total = len(task.examples)
-    for start in range(0, total, _SLICE):
-        task.progress("retrieve", start, total)
-        part = task.examples[start : start + _SLICE]
-        before, after = _ranked(task, [example.query for example in part])
-        for example, first, hits in zip(part, before, after, strict=True):
-            _note(task, record, example, first, hits)
-            passages.add(hit.document for hit in islice(hits, _TEXTS))
-    task.progress("retrieve", total, total)
-    return record
-
-
-def _ranked(task: _Task, queries: Sequence[Query]) -> tuple[list[list[Hit]], list[list[Hit]]]:
-    """Return the queries' hits as retrieved, and as they stand in the end."""
-    pipeline = task.pipeline
-    with task.meter.stage("retrieve"):
-        before = pipeline.retriever.retrieve(queries, pipeline.depth)
-    if pipeline.reranker is None:
-        return before, before
-    with task.meter.stage("rerank"):
-        return before, pipeline.reranker.rerank(queries, before, pipeline.depth)
-
-
-def _note(
-    task: _Task, record: Record, example: Example, before: Sequence[Hit], hits: Sequence[Hit]
-) -> None:
-    """Keep of a question's hits what is scored, and those that a reader will be given."""
-    query, keep = example.query.id, task.pipeline.keep
-    scores = record.found[query] = {}
-    for hit in hits:
-        scores.setdefault(hit.document.id, float(hit.score))
-        if (parent := parent_of(hit.document)) is not None:
-            record.parents[hit.document.id] = parent
-    check_scores(query, scores)
-    if example.answers and query not in task.gold.qrels:
-        texts = (hit.document.text for hit in hits)
-        record.answer_ranks[query] = answer_rank(texts, example.answers)
-    if task.evidence.needs(query):
-        lists = (hits, before[:keep], hits[:keep])
-        record.given[query] = tuple(task.evidence.suffices(query, some) for some in lists)
-    if task.pipeline.reader is not None:
-        task.kept[query] = hits[:keep]
-    if wanted := task.distractors_wanted:
-        wrong = (hit for hit in hits if task.evidence.misleads(query, hit))
-        task.distractors[query] = list(islice(wrong, wanted))
-
-
-def _read(task: _Task, record: Record, passages: Passages) -> None:
-    """Answer all questions in all contexts, in one call: what prompts share is then read once."""
-    reader = task.pipeline.reader
-    if reader is None:
-        return
-    queries = {example.query.id: example.query for example in task.examples}
-    asked = [(query, "retrieved", hits) for query, hits in task.kept.items()]
-    asked += _other_contexts(task)
-    task.progress("read", 0, len(asked))
-    with task.meter.stage("read") as cost:
-        read = reader.read([queries[query] for query, *_ in asked], [hits for *_, hits in asked])
-    cost.prompt_tokens = sum(answer.prompt_tokens for answer in read)
-    cost.answer_tokens = sum(answer.answer_tokens for answer in read)
-    task.progress("read", len(asked), len(asked))
-    under: dict[str, dict[str, Answer]] = {name: {} for name in task.contexts}
-    for (query, name, _), answer in zip(asked, read, strict=True):
-        if answer.query.id != query:
-            raise DataError(
-                f"the reader answered {answer.query.id!r} where {query!r} was asked: "
-                "answers must keep the order of the questions"
-            )
-        if name != "retrieved" or name in task.contexts:
-            under.setdefault(name, {})[query] = answer
-        passages.add(hit.document for hit in answer.hits)
-    record.answers = dict(zip(queries, read, strict=False))
-    record.contexts = {name: answers for name, answers in under.items() if answers}
-
-
-def _other_contexts(task: _Task) -> list[tuple[str, str, Sequence[Hit]]]:
-    if not (task.contexts or task.noise):
-        return []
-    asked: list[tuple[str, str, Sequence[Hit]]] = []
-    for example in task.examples:
-        query, keep = example.query.id, task.pipeline.keep
-        built = build_contexts(
-            task.contexts,
-            task.noise,
-            query=query,
-            retrieved=task.kept[query],
-            gold=gold_passages(example, task.gold, task.corpus, max(1, keep)),
-            distractors=task.distractors[query],
-            keep=keep,
-            seed=task.seed,
-        )
-        asked += [(query, name, hits) for name, hits in built.items() if name != "retrieved"]
-    return asked

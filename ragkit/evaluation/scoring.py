@@ -9,14 +9,22 @@ from typing import Any
 from ..artefacts import fingerprint
 from ..prompts import without_citations
 from ..types import Answer, Example, Run
-from .answers import ANSWER_MEASURES, answer_measures, cover_match
+from .answers import (
+    ANSWER_MEASURES,
+    Ratio,
+    abstention_measures,
+    answer_measures,
+    citation_measures,
+    cover_match,
+)
 from .contexts import context_figures
 from .evidence import Corpus, Evidence, in_corpus
 from .gold import LISTED, Gold
+from .judge import Verdict
 from .metrics import retrieval_measures
 from .results import Estimates
 from .stages import StageLosses, Trace, stage_losses
-from .statistics import bootstrap_mean
+from .statistics import bootstrap_mean, bootstrap_ratio
 
 Scores = dict[str, dict[str, float]]
 """Measure -> query id -> value."""
@@ -36,6 +44,7 @@ class Record:
             reader was given hold what the question needs.
         answers: query id -> answer; empty without a reader.
         contexts: context -> query id -> answer.
+        verdicts: rubric -> query id -> what a judge said of the answer.
         reranked: whether there was a reranker.
     """
 
@@ -47,6 +56,7 @@ class Record:
     given: dict[str, tuple[bool, ...]] = field(default_factory=dict)
     answers: dict[str, Answer] = field(default_factory=dict)
     contexts: dict[str, dict[str, Answer]] = field(default_factory=dict)
+    verdicts: dict[str, dict[str, Verdict]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,23 +81,31 @@ def score(
     """Score what a run did; every mean has its interval."""
     retrieval = _retrieval_scores(record, gold, ks)
     answers = _answer_scores(record.answers, gold)
+    judged = {
+        f"judge {rubric}": {
+            query: float(v.verdict) for query, v in of.items() if v.verdict is not None
+        }
+        for rubric, of in record.verdicts.items()
+    }
     contexts = {name: _answer_scores(of, gold) for name, of in record.contexts.items()}
     losses = _losses(record, gold, evidence, corpus, answers, seed)
     listed = dict(gold.remarks)
     listed["nothing_found"] = [query for query, hits in record.found.items() if not hits]
     listed["abstained"] = [query for query, answer in record.answers.items() if answer.abstained]
+    for rubric, of in record.verdicts.items():
+        listed[f"judge_{rubric}_unread"] = [q for q, v in of.items() if v.verdict is None]
     counts = {
         "questions": len(examples),
         "judged": len(gold.qrels),
         "with_gold": len(gold.answers),
     }
     return Scored(
-        retrieval | answers,
+        retrieval | answers | judged,
         contexts,
         losses.stages if losses else {},
         {
             "retrieval": means(retrieval, seed),
-            "answers": means(answers, seed),
+            "answers": means(answers | judged, seed) | _ratios(record, gold, evidence, seed),
             "contexts": {name: means(scores, seed) for name, scores in contexts.items()},
             "figures": context_figures(contexts, record.contexts, seed),
             "stages": losses,
@@ -103,6 +121,28 @@ def means(scores: Scores, seed: int) -> Estimates:
     return {
         measure: bootstrap_mean(list(values.values()), seed=seed)
         for measure, values in scores.items()
+        if values
+    }
+
+
+def _ratios(record: Record, gold: Gold, evidence: Evidence, seed: int) -> Estimates:
+    """Estimate precision and recall of citations and abstentions, where there are any."""
+    pairs: dict[str, list[Ratio]] = {}
+    for query, answer in record.answers.items():
+        found: dict[str, Ratio] = {}
+        if relevant := evidence.relevant(query):
+            cited, shown = answer.cited, (hit.document for hit in answer.hits)
+            found |= citation_measures(
+                map(evidence.judged, cited), relevant, map(evidence.judged, shown)
+            )
+        if query in gold.answers:
+            found |= abstention_measures(answer.abstained, gold.answers[query])
+        for name, pair in found.items():
+            pairs.setdefault(name, []).append(pair)
+    return {
+        name: bootstrap_ratio(*zip(*of, strict=True), seed=seed)
+        for name, of in pairs.items()
+        if any(below for _, below in of)
     }
 
 

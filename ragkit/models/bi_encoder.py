@@ -19,10 +19,11 @@ from .names import resolve
 from .precision import (
     Precision,
     batches,
+    check_device,
     check_precision,
-    default_device,
     has_bf16,
     weights_hash,
+    without_bars,
 )
 
 AGREEMENT = 0.9995  # the cosine below which bf16 vectors do not pass for fp32's
@@ -88,10 +89,12 @@ class BiEncoder:
 
         Raises:
             ModelError: it cannot be found or loaded.
+            SettingsError: there is no such device here.
         """
-        device = device or default_device()
+        device = check_device(device)
         try:
-            model = SentenceTransformer(resolve(name), device=device)
+            with without_bars():
+                model = SentenceTransformer(resolve(name), device=device)
         except (OSError, ValueError, SafetensorError) as error:
             raise ModelError(f"encoder {name!r} cannot be loaded: {error}") from error
         if max_length is not None:
@@ -116,6 +119,12 @@ class BiEncoder:
     def max_length(self) -> int:
         """The tokens of a text that the model sees; what follows is cut."""
         return int(self.model.max_seq_length or 512)
+
+    @property
+    def document_window(self) -> int:
+        """The tokens of a document that the model sees, beside its prompt and special tokens."""
+        tokenizer: Any = self.model.tokenizer
+        return self.max_length - len(tokenizer(self.document_prompt)["input_ids"])
 
     def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return the queries' vectors, float32 of shape [texts, dimension]."""

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from ..errors import ModelError
 from .names import resolve
-from .precision import Precision, batches, check_precision, default_device, has_bf16
+from .precision import Precision, batches, check_device, check_precision, has_bf16, without_bars
 
 
 class CrossEncoder:
@@ -55,11 +55,12 @@ class CrossEncoder:
 
         Raises:
             ModelError: it cannot be found or loaded.
+            SettingsError: there is no such device here.
         """
+        device = check_device(device)
         try:
-            model = sentence_transformers.CrossEncoder(
-                resolve(name), device=device or default_device()
-            )
+            with without_bars():
+                model = sentence_transformers.CrossEncoder(resolve(name), device=device)
         except (OSError, ValueError, SafetensorError) as error:
             raise ModelError(f"cross-encoder {name!r} cannot be loaded: {error}") from error
         return cls(model, name, precision=precision)

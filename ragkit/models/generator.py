@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from threading import Event, Thread
 from typing import Any, Literal, Self, TypeAlias
@@ -15,14 +15,21 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TextIteratorStream
 
 from ..errors import ModelError, SettingsError
 from ..prompts import Prompt
-from .names import resolve
-from .precision import Precision, batches, check_precision, default_device, has_bf16
-from .prefixes import shared_prefixes, worth_sharing
-from .prompt_ids import PromptEncoder
+from .likelihood import Likelihoods, LikelihoodScorer
+from .names import check_writes, resolve
+from .precision import (
+    Precision,
+    check_device,
+    check_precision,
+    has_bf16,
+    pad,
+    weights_hash,
+    without_bars,
+)
+from .prefixes import generation_batches
+from .prompt_ids import PLAIN_STOPS, PromptEncoder, until_stop
 
 Layout: TypeAlias = Literal["auto", "chat", "plain"]
-
-_PLAIN_STOPS = ("\n\n", "\nQuestion:")
 
 
 class Generator:
@@ -59,6 +66,7 @@ class Generator:
         self.encoder = PromptEncoder(tokenizer, chat)
         self._batch_tokens = batch_tokens
         self._ends = _end_ids(model, tokenizer)
+        self._hashed: tuple[list[float], str] | None = None
 
     @classmethod
     def load(
@@ -72,16 +80,19 @@ class Generator:
         """Load a generator by folder, embedded name, GGUF file or hub name.
 
         Raises:
-            ModelError: it cannot be found or loaded.
+            ModelError: it cannot be found or loaded, or is no generator.
+            SettingsError: there is no such device here.
         """
         check_precision(precision)
-        device = device or default_device()
+        device = check_device(device)
         half = precision == "bf16" or (precision == "auto" and has_bf16(device))
         try:
             path = resolve(name)
+            check_writes(path, name)
             tokenizer = AutoTokenizer.from_pretrained(path)
             dtype = torch.bfloat16 if half else torch.float32
-            model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+            with without_bars():
+                model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise ModelError(f"generator {name!r} cannot be loaded: {error}") from error
         return cls(model.to(device), tokenizer, name, layout=layout)
@@ -116,7 +127,11 @@ class Generator:
         if temperature > 0:
             torch.manual_seed(seed)
         texts, done = [""] * len(prompts), 0
-        for batch, inputs in self._read(encoded, max_new_tokens, alike=temperature == 0):
+        budget, alike = self._batch_tokens, temperature == 0
+        for batch, rows, cache in generation_batches(
+            self.model, encoded, budget, max_new_tokens, alike=alike
+        ):
+            inputs = self._pad(rows) | {"past_key_values": cache}
             width = inputs["input_ids"].shape[1]
             output = self.model.generate(
                 **inputs, **self._options(width, max_new_tokens, temperature)
@@ -159,14 +174,13 @@ class Generator:
         thread = Thread(target=work, daemon=True)
         thread.start()
         try:
-            yield from streamer if self.encoder.chat else _until_stop(streamer)
+            yield from streamer if self.encoder.chat else until_stop(streamer)
         finally:  # a reader that leaves early takes the generation with it
             left.set()
             thread.join()
         if failures:
             raise ModelError(f"generation failed: {failures[0]}") from failures[0]
 
-    @torch.inference_mode()
     def first_token_logprobs(
         self, prompts: Sequence[Prompt], options: Sequence[Sequence[str]]
     ) -> NDArray[np.float32]:
@@ -182,44 +196,53 @@ class Generator:
         Raises:
             ModelError: a prompt does not fit into the window.
         """
-        starts = [
-            torch.tensor(sorted({self.encoder.data_ids(spelling)[0] for spelling in spellings}))
-            for spellings in options
-        ]
-        out = np.empty((len(prompts), len(options)), np.float32)
         encoded = [self.encoder.encode(prompt).ids for prompt in prompts]
-        for row in encoded:
-            self._check_length(len(row), 1)
-        for batch in batches([len(ids) for ids in encoded], self._batch_tokens):
-            inputs = self._pad([encoded[i] for i in batch])
-            positions = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
-            logits = self.model(**inputs, position_ids=positions, logits_to_keep=1).logits[:, -1]
-            logprobs = torch.log_softmax(logits.float(), dim=-1).cpu()
-            for column, ids in enumerate(starts):
-                out[batch, column] = torch.logsumexp(logprobs[:, ids], dim=-1).numpy()
-        return out
+        for ids in encoded:
+            self._check_length(len(ids), 1)
+        return self._scorer.first_tokens(encoded, options)
 
-    def _read(
-        self, rows: Sequence[tuple[int, ...]], max_new_tokens: int, *, alike: bool
-    ) -> Iterator[tuple[list[list[int]], dict[str, Any]]]:
-        """Yield batches of what to generate from: the rows' places, and the inputs.
+    def loglikelihoods(
+        self,
+        contexts: Sequence[str],
+        continuations: Sequence[Sequence[str]],
+        *,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> list[Likelihoods]:
+        """Return the log-probability of each context's continuations, and their token counts.
 
-        Rows are padded together; or, where they begin alike, what they share is read once. If
-        `alike`, equal rows have equal answers, and stand together.
+        Texts are data, and read without a template; context and continuation are tokenised apart.
+        A context is read once. It is cut from the left where the window does not hold it and its
+        longest continuation; an empty one is the beginning token, or the end-of-text token.
+
+        Returns:
+            per context float64 of shape [continuations, 2]: nats (at most 0), tokens.
+
+        Raises:
+            ModelError: a continuation alone is longer than the window.
         """
-        places: dict[Any, list[int]] = {}
-        for place, ids in enumerate(rows):
-            places.setdefault(ids if alike else (place, ids), []).append(place)
-        groups = list(places.values())
-        distinct = [rows[group[0]] for group in groups]
-        if len(distinct) > 1 and worth_sharing(self.model, distinct):
-            for batch, cache in shared_prefixes(self.model, distinct, self._batch_tokens, 64):
-                inputs = self._pad([distinct[i] for i in batch])
-                yield [groups[i] for i in batch], inputs | {"past_key_values": cache}
-            return
-        lengths = [len(ids) + max_new_tokens for ids in distinct]
-        for batch in batches(lengths, self._batch_tokens, limit=64):
-            yield [groups[i] for i in batch], self._pad([distinct[i] for i in batch])
+        return self._scorer.continuations(contexts, continuations, progress)
+
+    def text_loglikelihoods(
+        self, texts: Sequence[str], *, progress: Callable[[int], None] = lambda done: None
+    ) -> Likelihoods:
+        """Return each text's log-probability and token count, float64 of shape [texts, 2].
+
+        Each token is scored once: first a window's, of at most 2,048 tokens, then half a window's
+        at a time, behind as many tokens as the window still holds.
+        """
+        return self._scorer.texts(texts, progress)
+
+    @property
+    def _scorer(self) -> LikelihoodScorer:
+        return LikelihoodScorer(self.model, self.tokenizer, self.window, self._batch_tokens)
+
+    def weights_hash(self) -> str:
+        """Return the SHA-256 of the weights; it is kept until the sum of a tensor changes."""
+        state = self.model.state_dict()
+        sums = [float(tensor.sum(dtype=torch.float32)) for tensor in state.values()]
+        if self._hashed is None or self._hashed[0] != sums:
+            self._hashed = sums, weights_hash(state)
+        return self._hashed[1]
 
     def _check_length(self, tokens: int, max_new_tokens: int) -> None:
         if tokens + max_new_tokens > self.window:
@@ -228,15 +251,9 @@ class Generator:
                 f"{self.window} tokens of {self.name!r}. Keep fewer or shorter passages."
             )
 
-    def _pad(self, rows: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
-        width = max(map(len, rows))
-        ids = torch.full((len(rows), width), self._ends[0], dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, tokens in enumerate(rows):
-            ids[row, width - len(tokens) :] = torch.tensor(tokens)
-            mask[row, width - len(tokens) :] = 1
-        device = self.model.device
-        return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+    def _pad(self, rows: Sequence[Sequence[int]]) -> dict[str, Any]:
+        ids, mask = pad(rows, self._ends[0], left=True, device=self.model.device)
+        return {"input_ids": ids, "attention_mask": mask}
 
     def _options(self, width: int, max_new_tokens: int, temperature: float) -> dict[str, Any]:
         """Return how to generate from prompts of so many tokens."""
@@ -255,35 +272,14 @@ class Generator:
     def _plain_ends(self, width: int, ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         """Tell which rows have come to a stop string, leading line ends aside."""
         texts = self.tokenizer.batch_decode(ids[:, width:], skip_special_tokens=True)
-        ended = [any(stop in text.lstrip("\n") for stop in _PLAIN_STOPS) for text in texts]
+        ended = [any(stop in text.lstrip("\n") for stop in PLAIN_STOPS) for text in texts]
         return torch.tensor(ended, device=ids.device)
 
     def _decode(self, rows: torch.Tensor) -> list[str]:
         texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
         if not self.encoder.chat:
-            texts = ["".join(_until_stop([text])) for text in texts]
+            texts = ["".join(until_stop([text])) for text in texts]
         return [text.strip() for text in texts]
-
-
-def _until_stop(pieces: Iterable[str]) -> Iterator[str]:
-    """Pass a text on up to its first stop string, without the line ends that it begins with."""
-    text, done = "", 0
-    for piece in pieces:
-        text = text + piece if done else (text + piece).lstrip("\n")
-        ends = [text.find(stop) for stop in _PLAIN_STOPS if stop in text]
-        begun = [
-            size
-            for stop in _PLAIN_STOPS
-            for size in range(1, len(stop))
-            if text.endswith(stop[:size])
-        ]
-        end = min(ends) if ends else len(text) - max(begun, default=0)
-        if end > done:
-            yield text[done:end]
-            done = end
-        if ends:
-            return
-    yield text[done:]
 
 
 def _end_ids(model: Any, tokenizer: Any) -> list[int]:

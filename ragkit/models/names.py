@@ -7,6 +7,7 @@ import logging
 import os
 import struct
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 import platformdirs
@@ -69,9 +70,11 @@ def resolve(name: str) -> str:
     A GGUF file, given or in a wheel, is converted once into ragkit's cache folder.
 
     Raises:
-        ModelError: a path that does not exist, a wheel that is not installed, or a name that the
-            hub does not know, or cannot be asked about.
+        ModelError: an empty name, a path that does not exist, a wheel that is not installed, or a
+            name that the hub does not know, or cannot be asked about.
     """
+    if not name.strip():
+        raise ModelError("the name of a model is empty; `ragkit models` lists some")
     path = Path(name).expanduser()
     if path.is_dir():
         return str(path)
@@ -94,16 +97,50 @@ def _ask_hub(name: str) -> None:
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    if constants.HF_HUB_OFFLINE or try_to_load_from_cache(name, "config.json"):
+    if any(try_to_load_from_cache(name, file) for file in ("config.json", "modules.json")):
         return
     known = ", ".join(model.name for model in WHEEL_MODELS)
-    meant = f"It is no local folder and none of the packaged models ({known}), and"
+    hint = _close_name(name)
+    meant = f"{hint}It is no local folder and none of the packaged models ({known}), and"
+    if constants.HF_HUB_OFFLINE:
+        raise ModelError(
+            f"model {name!r}: {meant} the hub's cache has it not (HF_HUB_OFFLINE is set)"
+        )
     try:
         HfApi().model_info(name, timeout=_HUB_SECONDS)
     except RepositoryNotFoundError as error:
         raise ModelError(f"model {name!r}: {meant} the hub has none of this name") from error
     except Exception as error:  # its HTTP library's own errors come through as they are
         raise ModelError(f"model {name!r}: {meant} the hub cannot be asked: {error}") from error
+
+
+def _close_name(name: str) -> str:
+    names = {model.name.lower(): model.name for model in WHEEL_MODELS}
+    close = get_close_matches(name.lower(), names, n=1, cutoff=0.8)
+    return f"did you mean {names[close[0]]!r}? " if close else ""
+
+
+def check_writes(path: str, name: str) -> None:
+    """Refuse a model that was made to encode or to classify, and not to write text.
+
+    Loading it as a generator would give its last layer random weights.
+
+    Args:
+        path: what `resolve` gave for the name.
+        name: the name that was asked for.
+
+    Raises:
+        ModelError: none of the architectures that its configuration names writes text.
+    """
+    from transformers import AutoConfig
+
+    architectures = AutoConfig.from_pretrained(path).architectures or []
+    writes = ("CausalLM", "LMHead", "ConditionalGeneration")
+    if architectures and not any(end in each for each in architectures for end in writes):
+        raise ModelError(
+            f"{name!r} is no generator but an encoder or classifier ({', '.join(architectures)}). "
+            f"A packaged generator: {DEFAULT_GENERATOR}"
+        )
 
 
 def _not_installed(model: WheelModel) -> str:
@@ -132,10 +169,15 @@ def _converted(gguf: Path) -> Path:
     log.info("Converting %s once, into %s (about 20 s) …", gguf.name, target)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from .precision import without_bars
+
     source, file = str(gguf.parent), gguf.name
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file)
-        quantised = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype="float32")
+        with without_bars():
+            tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file)
+            quantised = AutoModelForCausalLM.from_pretrained(
+                source, gguf_file=file, dtype="float32"
+            )
     except (ValueError, KeyError, NotImplementedError, OSError, struct.error) as error:
         raise ModelError(f"{gguf}: transformers cannot read this GGUF file: {error}") from error
     # transformers refuses to save a model that it remembers as quantised; its copy is not.
@@ -144,7 +186,9 @@ def _converted(gguf: Path) -> Path:
     plain = type(quantised)(config)
     plain.load_state_dict(quantised.state_dict())
     plain.generation_config = quantised.generation_config
-    with new_folder(target, replace=True, mark="config.json") as folder:
-        tokenizer.save_pretrained(folder)
-        plain.save_pretrained(folder)
+    # Another process may have finished it meanwhile, and others may be reading it.
+    if not (target / "config.json").is_file():
+        with new_folder(target, replace=True, mark="config.json") as folder:
+            tokenizer.save_pretrained(folder)
+            plain.save_pretrained(folder)
     return target

@@ -1,4 +1,4 @@
-"""Prompts that begin alike, read once: what they share is not computed again."""
+"""Caches of keys and values: prompts that begin alike are read once, and steps copy nothing."""
 
 from __future__ import annotations
 
@@ -7,13 +7,86 @@ from itertools import pairwise
 from typing import Any, TypeAlias
 
 import torch
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from .precision import batches
 
 Layers: TypeAlias = list[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values of each layer, each of shape [rows, heads, tokens, size]."""
 
 _SAVED = {"cpu": 0.15}  # the share of tokens from which reading row by row is faster than padded
 _SAVED_ELSEWHERE = 0.5
+_ROWS = 64  # in a batch, at most
+
+
+class RoomyLayer(DynamicLayer):
+    """A cache layer with room for what will be generated.
+
+    `DynamicLayer` copies all keys and values at each step; this one writes the new ones behind
+    those it has. The values it gives are the same.
+
+    Args:
+        room: the tokens that will be written after the first ones.
+    """
+
+    def __init__(self, room: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._room = room
+        self._buffers: list[torch.Tensor] = []
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append keys and values, each of shape [rows, heads, tokens, size], and return all."""
+        start = self.get_seq_length() if self._buffers else 0
+        end = start + key_states.shape[2]
+        if not self._buffers:
+            self.lazy_initialization(key_states, value_states)
+            rows, heads, _length, size = key_states.shape
+            shape = (rows, heads, end + self._room, size)
+            self._buffers = [key_states.new_empty(shape) for _ in range(2)]
+        elif end > self._buffers[0].shape[2]:
+            more = (0, 0, 0, end + self._room - self._buffers[0].shape[2])
+            self._buffers = [torch.nn.functional.pad(buffer, more) for buffer in self._buffers]
+        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[:, :, start:end] = states
+        self.keys, self.values = (buffer[:, :, :end] for buffer in self._buffers)
+        return self.keys, self.values
+
+
+def roomy_cache(model: Any, room: int) -> Cache | None:
+    """Return an empty cache with room for `room` generated tokens; None for other cache kinds."""
+    layers = DynamicCache(config=model.config).layers
+    if not all(type(layer) is DynamicLayer for layer in layers):
+        return None
+    return Cache(layers=[RoomyLayer(room) for _ in layers])
+
+
+def generation_batches(
+    model: Any, rows: Sequence[tuple[int, ...]], budget: int, room: int, *, alike: bool
+) -> Iterator[tuple[list[list[int]], list[tuple[int, ...]], Cache | None]]:
+    """Yield batches to generate from: places, token ids, and the cache to continue.
+
+    Rows are padded together; or, where they begin alike, what they share is read once.
+
+    Args:
+        model: a causal model.
+        rows: token ids of the prompts.
+        budget: the padded tokens in a batch.
+        room: the tokens that will be generated.
+        alike: equal rows will have equal answers, so that they stand together in one place.
+    """
+    places: dict[Any, list[int]] = {}
+    for place, ids in enumerate(rows):
+        places.setdefault(ids if alike else (place, ids), []).append(place)
+    groups = list(places.values())
+    distinct = [rows[group[0]] for group in groups]
+    if len(distinct) > 1 and worth_sharing(model, distinct):
+        for batch, cache in shared_prefixes(model, distinct, budget, _ROWS, room):
+            yield [groups[i] for i in batch], [distinct[i] for i in batch], cache
+        return
+    for batch in batches([len(ids) + room for ids in distinct], budget, limit=_ROWS):
+        yield [groups[i] for i in batch], [distinct[i] for i in batch], roomy_cache(model, room)
 
 
 def worth_sharing(model: Any, rows: Sequence[Sequence[int]]) -> bool:
@@ -22,7 +95,7 @@ def worth_sharing(model: Any, rows: Sequence[Sequence[int]]) -> bool:
     A model whose cache is no plain list of keys and values (one with sliding windows or a
     recurrent state, say) cannot be cut back, and never is.
     """
-    if not all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers):
+    if roomy_cache(model, 0) is None:
         return False
     ordered = sorted(map(tuple, rows))
     shared = sum(_common(*pair) for pair in pairwise(ordered))
@@ -31,8 +104,8 @@ def worth_sharing(model: Any, rows: Sequence[Sequence[int]]) -> bool:
 
 
 def shared_prefixes(
-    model: Any, rows: Sequence[Sequence[int]], budget: int, limit: int
-) -> Iterator[tuple[list[int], DynamicCache]]:
+    model: Any, rows: Sequence[Sequence[int]], budget: int, limit: int, room: int = 0
+) -> Iterator[tuple[list[int], Cache]]:
     """Read each row but for its last token, and yield batches of rows with their caches.
 
     Rows are read in the order of their ids: then each shares the most with the one before it, and
@@ -44,6 +117,7 @@ def shared_prefixes(
         rows: token ids, none empty.
         budget: the padded tokens in a batch's cache.
         limit: the rows in a batch.
+        room: the tokens that will be generated, for which the caches keep room.
 
     Yields:
         The rows' positions, and their cache, padded on the left to the longest row less one.
@@ -59,12 +133,12 @@ def shared_prefixes(
         before = ids
         width = max(len(rows[other]) for other in [*batch, position])
         if batch and (len(batch) == limit or width * (len(batch) + 1) > budget):
-            yield batch, _stack(kept)
+            yield batch, _stack(kept, room)
             batch, kept = [], []
         batch.append(position)
         kept.append(layers)
     if batch:
-        yield batch, _stack(kept)
+        yield batch, _stack(kept, room)
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:
@@ -94,14 +168,20 @@ def _nothing(model: Any) -> list[torch.Tensor]:
     return [empty] * config.num_hidden_layers
 
 
-def _stack(rows: Sequence[Layers]) -> DynamicCache:
+def _stack(rows: Sequence[Layers], room: int) -> Cache:
     """Return the rows' caches as one, padded on the left."""
     width = max(layers[0][0].shape[2] for layers in rows)
-
-    def joined(layer: int, which: int) -> torch.Tensor:
-        tensors = [layers[layer][which] for layers in rows]
-        return torch.cat(
-            [torch.nn.functional.pad(t, (0, 0, width - t.shape[2], 0)) for t in tensors]
-        )
-
-    return DynamicCache([(joined(layer, 0), joined(layer, 1)) for layer in range(len(rows[0]))])
+    stacked: list[Any] = []
+    for layer in range(len(rows[0])):
+        joined = []
+        for which in range(2):
+            tensors = [layers[layer][which] for layers in rows]
+            _, heads, _, size = tensors[0].shape
+            out = tensors[0].new_zeros((len(rows), heads, width, size))
+            for row, tensor in enumerate(tensors):
+                out[row, :, width - tensor.shape[2] :] = tensor[0]
+            joined.append(out)
+        stacked.append(RoomyLayer(room))
+        if width:
+            stacked[-1].update(*joined)
+    return Cache(layers=stacked)

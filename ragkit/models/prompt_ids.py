@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,10 @@ from ..prompts import Message, Part, Prompt
 
 # Private-use characters mark, in a rendered chat template, where a part's own token ids belong.
 _MARK = re.compile("\ue000(\\d+)\ue001")
+
+
+PLAIN_STOPS = ("\n\n", "\nQuestion:")
+"""What ends an answer in the plain layout, where no control token does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,7 @@ class PromptEncoder:
         messages, data = _marked(prompt.messages)
         rendered = self._render(messages)
         context: list[int] = []
-        ids: list[int] = [] if self.chat else self._start_ids()
+        ids: list[int] = [] if self.chat else self.start_ids()
         for place, piece in enumerate(_MARK.split(rendered)):
             if place % 2 == 0:
                 ids += self._instruction_ids(piece) if piece else []
@@ -90,7 +94,7 @@ class PromptEncoder:
         )
         return rendered
 
-    def _start_ids(self) -> list[int]:
+    def start_ids(self) -> list[int]:
         """Return what the tokenizer puts before a plain text: a beginning token, or nothing."""
         ids: list[int] = self._tokenizer.encode("")
         return [token for token in ids if token == self._tokenizer.bos_token_id]
@@ -123,3 +127,24 @@ def _marked(messages: Sequence[Message]) -> tuple[list[dict[str, str]], list[Par
             data.append(part)
     roles = [message.role for message in messages]
     return [{"role": r, "content": c} for r, c in zip(roles, contents, strict=True)], data
+
+
+def until_stop(pieces: Iterable[str]) -> Iterator[str]:
+    """Pass a text on up to its first stop string, without the line ends that it begins with."""
+    text, done = "", 0
+    for piece in pieces:
+        text = text + piece if done else (text + piece).lstrip("\n")
+        ends = [text.find(stop) for stop in PLAIN_STOPS if stop in text]
+        begun = [
+            size
+            for stop in PLAIN_STOPS
+            for size in range(1, len(stop))
+            if text.endswith(stop[:size])
+        ]
+        end = min(ends) if ends else len(text) - max(begun, default=0)
+        if end > done:
+            yield text[done:end]
+            done = end
+        if ends:
+            return
+    yield text[done:]

@@ -61,7 +61,7 @@ class ServerGenerator:
 
     Raises:
         MissingExtra: the package `openai` is not installed.
-        SettingsError: a number that leaves no room.
+        SettingsError: an address without http:// or https://, or a number that leaves no room.
     """
 
     def __init__(
@@ -78,6 +78,11 @@ class ServerGenerator:
             from openai import OpenAI
         except ImportError as error:
             raise MissingExtra("openai", "server", "a generator behind a server") from error
+        if not base_url.lower().startswith(("http://", "https://")):
+            raise SettingsError(
+                f"a server's address begins with http:// or https://, as "
+                f"http://localhost:8000/v1 does; {base_url!r} does not"
+            )
         if window < 1 or concurrency < 1 or timeout <= 0:
             raise SettingsError(
                 f"window {window}, concurrency {concurrency} and timeout {timeout} of a server "
@@ -133,21 +138,25 @@ class ServerGenerator:
             ModelError: the server cannot be reached or refuses the request.
         """
         chunks = self._request(prompt, max_new_tokens, temperature, seed, stream=True)
+        answered = False
         try:
             for chunk in chunks:
-                if chunk.choices and (text := chunk.choices[0].delta.content):
-                    yield text
+                if chunk.choices:
+                    answered = True
+                    if text := chunk.choices[0].delta.content:
+                        yield text
         except Exception as error:  # openai lets its HTTP library's own through here
             raise self._failed(error) from error
+        if not answered:
+            raise self._without_choices("no stream of events")
 
     def _complete(self, prompt: Prompt, max_new_tokens: int, temperature: float, seed: int) -> str:
         reply = self._request(prompt, max_new_tokens, temperature, seed, stream=False)
-        if not getattr(reply, "choices", None):
-            raise ModelError(
-                f"the server at {self._base_url} answered without choices: {str(reply)[:200]!r}. "
-                "Does the address end as an OpenAI-compatible one does, mostly in /v1?"
-            )
-        return (reply.choices[0].message.content or "").strip()
+        choices = getattr(reply, "choices", None)
+        message = getattr(choices[0], "message", None) if choices else None
+        if message is None:
+            raise self._without_choices(str(reply))
+        return (message.content or "").strip()
 
     def _request(
         self, prompt: Prompt, max_new_tokens: int, temperature: float, seed: int, *, stream: bool
@@ -166,6 +175,12 @@ class ServerGenerator:
             )
         except OpenAIError as error:
             raise self._failed(error) from error
+
+    def _without_choices(self, reply: str) -> ModelError:
+        return ModelError(
+            f"the server at {self._base_url} answered without choices: {reply[:200]!r}. "
+            "Does the address end as an OpenAI-compatible one does, mostly in /v1?"
+        )
 
     def _failed(self, error: Exception) -> ModelError:
         return ModelError(f"the server at {self._base_url} failed: {error}")

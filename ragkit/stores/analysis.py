@@ -16,10 +16,10 @@ import stop_words
 from numpy.typing import NDArray
 
 from ..errors import SettingsError
+from ..splitting import words
 
 # Japanese and Chinese write no spaces between words: each of their characters is a term.
 _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_UNICODE_TERMS = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 _ASCII_TERMS = re.compile(r"\w+", re.ASCII)
 
 # The English list of Lucene's StandardAnalyzer, with which published BM25 baselines are computed.
@@ -27,6 +27,12 @@ _LUCENE_ENGLISH = (
     "a an and are as at be but by for if in into is it no not of on or such that the their then "
     "there these they this to was will with"
 )
+
+_CODES: dict[str, str] = {name: code for code, name in stop_words.LANGUAGE_MAPPING.items()} | {
+    "armenian": "hy", "basque": "eu", "dutch_porter": "nl", "esperanto": "eo", "estonian": "et",
+    "irish": "ga", "lithuanian": "lt", "nepali": "ne", "serbian": "sr", "sesotho": "st",
+    "tamil": "ta", "yiddish": "yi",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +76,12 @@ class Analyser:
             raise SettingsError(f"unknown language {language!r}; known are {', '.join(known)}")
         return cls(stemmer, stopwords)
 
+    @property
+    def code(self) -> str:
+        """The language's ISO 639-1 code; "en" where the stemmer and stop words tell none."""
+        code: str = _CODES.get(self.stemmer or self.stopwords or "", "en")
+        return code
+
     def to_json(self) -> dict[str, Any]:
         """Return the settings, as the manifest keeps them."""
         return asdict(self)
@@ -88,7 +100,12 @@ class Analyser:
 def _words(text: str) -> list[str]:
     if text.isascii():
         return _ASCII_TERMS.findall(text.lower())
-    return _UNICODE_TERMS.findall(unicodedata.normalize("NFKC", text).lower())
+    return _unicode_terms().findall(unicodedata.normalize("NFKC", text).lower())
+
+
+@cache
+def _unicode_terms() -> re.Pattern[str]:
+    return re.compile(words(_UNSPACED))
 
 
 @cache

@@ -152,7 +152,6 @@ class Bm25Store:
         other = object.__new__(Bm25Store)
         other.__dict__.update(self.__dict__)
         other.settings = settings
-        other.__dict__.pop("_mean_idf", None)
         other._reset()
         return other
 

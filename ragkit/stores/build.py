@@ -1,11 +1,8 @@
-"""Building an index folder: stage everything, then move it into place and rename the manifest."""
+"""Building an index: everything is staged, then committed."""
 
 from __future__ import annotations
 
-import secrets
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -13,14 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from ..artefacts import file_hash, fingerprint, write_json
+from ..artefacts import file_hash, fingerprint
 from ..errors import DataError, SettingsError
 from ..types import Document, Progress
 from .analysis import Analyser
+from .ann import AnnSettings, build_ann, check_ann
 from .bm25 import Bm25Settings, write_postings
-from .dense import AnnSettings, build_ann, check_ann
 from .documents import DocumentStore, DocumentWriter
 from .embeddings import DocumentEncoder, write_embeddings
+from .folder import ann_name, check_folder, commit, segment_name, staging
 
 FORMAT = 1
 SEGMENT_DOCUMENTS = 100_000
@@ -53,8 +51,8 @@ def build_index(
         "settings": dict(settings or {}),
         "deleted": [],
     }
-    with _staging(path) as staging:
-        folders = _write_documents(staging, documents, progress)
+    with staging(path, replace) as place:
+        folders = _write_documents(place, documents, progress)
         if "bm25" in stores:
             analyser = analyser or Analyser()
             _write_bm25(folders, analyser, progress)
@@ -64,8 +62,8 @@ def build_index(
             manifest["encoder"] = dict(dense_encoder.describe())
             manifest["ann"] = asdict(ann) | {"file": None}
             _write_dense(folders, dense_encoder, progress)
-            _write_ann(staging, folders, ann, manifest, progress)
-        _commit(path, staging, folders, manifest)
+            _write_ann(place, folders, ann, manifest, progress)
+        _commit(path, place, folders, manifest)
 
 
 def check_build(path: Path, stores: Sequence[str], replace: bool) -> None:
@@ -78,41 +76,10 @@ def check_build(path: Path, stores: Sequence[str], replace: bool) -> None:
     if unknown or not stores:
         named = ", ".join(unknown) or "nothing"
         raise SettingsError(f"stores are {' and '.join(STORES)}; asked for: {named}")
-    if (path / "manifest.json").exists():
-        if not replace:
-            raise SettingsError(
-                f"{path}: there is an index here already. Choose another folder, or pass --replace."
-            )
-    elif path.exists() and (not path.is_dir() or _foreign(path)):
-        raise SettingsError(f"{path} exists and is not an index. Choose another folder.")
+    check_folder(path, replace)
 
 
-def _foreign(path: Path) -> list[str]:
-    """Name what lies in a folder and is no remainder of an interrupted build."""
-    return [child.name for child in path.iterdir() if child.name not in ("segments", "ann")]
-
-
-@contextmanager
-def _staging(path: Path) -> Iterator[Path]:
-    """Yield a folder for a build's files, removed at the end whatever happens."""
-    created = [folder for folder in (path, *path.parents) if not folder.exists()]
-    staging = path / "segments" / f".new-{secrets.token_hex(4)}"
-    try:
-        staging.mkdir(parents=True)
-    except OSError as error:
-        raise SettingsError(f"{path}: cannot be written ({error.strerror})") from error
-    try:
-        yield staging
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        for folder in [path / "segments", *created]:
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
-
-
-def _write_documents(
-    staging: Path, documents: Iterable[Document], progress: Progress
-) -> list[Path]:
+def _write_documents(place: Path, documents: Iterable[Document], progress: Progress) -> list[Path]:
     folders: list[Path] = []
     writer: DocumentWriter | None = None
     seen: set[str] = set()
@@ -123,7 +90,7 @@ def _write_documents(
         if writer is None or len(writer) == SEGMENT_DOCUMENTS:
             if writer:
                 writer.close()
-            folders.append(staging / f"{len(folders) + 1:06d}-{secrets.token_hex(3)}")
+            folders.append(place / segment_name(len(folders) + 1))
             folders[-1].mkdir()
             writer = DocumentWriter(folders[-1])
         writer.add(document)
@@ -169,7 +136,7 @@ def _write_dense(folders: Sequence[Path], encoder: DocumentEncoder, progress: Pr
 
 
 def _write_ann(
-    staging: Path,
+    place: Path,
     folders: Sequence[Path],
     settings: AnnSettings,
     manifest: dict[str, Any],
@@ -179,13 +146,12 @@ def _write_ann(
     if not factory:
         return
     arrays = [np.load(folder / "embeddings.npy", mmap_mode="r") for folder in folders]
-    name = f"{secrets.token_hex(6)}.faiss"
-    build_ann(arrays, settings, staging / name, lambda done, total: progress(factory, done, total))
-    manifest["ann"] |= {"file": name, "hash": file_hash(staging / name), "built": factory}
+    name = ann_name()
+    build_ann(arrays, settings, place / name, lambda done, total: progress(factory, done, total))
+    manifest["ann"] |= {"file": name, "hash": file_hash(place / name), "built": factory}
 
 
-def _commit(path: Path, staging: Path, folders: Sequence[Path], manifest: dict[str, Any]) -> None:
-    """Move a build's files to their places, then replace the manifest, then drop the old files."""
+def _commit(path: Path, place: Path, folders: Sequence[Path], manifest: dict[str, Any]) -> None:
     manifest["segments"] = [
         {
             "name": folder.name,
@@ -198,15 +164,6 @@ def _commit(path: Path, staging: Path, folders: Sequence[Path], manifest: dict[s
         }
         for folder in folders
     ]
-    for folder in folders:
-        folder.replace(path / "segments" / folder.name)
-    ann = manifest.get("ann")
-    if ann and ann["file"]:
-        (path / "ann").mkdir(exist_ok=True)
-        (staging / ann["file"]).replace(path / "ann" / ann["file"])
     manifest["checksum"] = fingerprint(manifest)
-    write_json(path / "manifest.json", manifest)
-    live = {folder.name for folder in folders} | {ann["file"] if ann else None, staging.name}
-    for leftover in [*(path / "segments").iterdir(), *(path / "ann").glob("*")]:
-        if leftover.name not in live:
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    ann = manifest.get("ann", {}).get("file")
+    commit(path, place, manifest, {folder.name for folder in folders} | ({ann} if ann else set()))

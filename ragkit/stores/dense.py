@@ -1,4 +1,4 @@
-"""The dense store: embeddings by row, exact search, and FAISS indexes over them.
+"""The dense store: embeddings by row, searched exactly or through a FAISS index over them.
 
 Embeddings lie in float32 arrays, one a segment, and are searched by inner product; vectors that are
 to be compared by cosine are normalised before they come here. An approximate index is an addition:
@@ -7,172 +7,17 @@ what it does not cover (a segment added later, a narrow filter) is searched exac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
 
-import faiss as _faiss
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import IndexStateError, ModelError, SettingsError
+from .ann import Ann, knn
 from .embeddings import Vectors
 
-faiss: Any = _faiss  # its stubs describe the C++ signatures, not the Python wrapper's
-
-Kind: TypeAlias = Literal["flat", "hnsw", "ivf"]
-KINDS: tuple[Kind, ...] = ("flat", "hnsw", "ivf")
-
-_TRAINING_VECTORS_PER_LIST = 64
-_BLOCK = 65_536
 _EXACT_BELOW = 20_000  # so few allowed rows are searched exactly: faster, and nothing is missed
-
-
-@dataclass(frozen=True, slots=True)
-class AnnSettings:
-    """Which FAISS index is built over the embeddings.
-
-    `kind` is `flat` (exact, no index), `hnsw` or `ivf`; `factory` is a FAISS factory string, such
-    as `IVF1024,PQ48` or `HNSW32,SQ8`, that takes its place. `search` sets FAISS's parameters for
-    the search (`nprobe=32`, `efSearch=256`, comma-separated).
-    """
-
-    kind: Kind = "flat"
-    factory: str = ""
-    search: str = ""
-
-    def __post_init__(self) -> None:
-        """Refuse an unknown kind.
-
-        Raises:
-            SettingsError: `kind` is none of flat, hnsw, ivf.
-        """
-        if self.kind not in KINDS:
-            raise SettingsError(f"unknown kind {self.kind!r}; known are {', '.join(KINDS)}")
-
-    def factory_for(self, vectors: int) -> str:
-        """Return the FAISS factory string for so many vectors; empty for exact search."""
-        if self.factory or self.kind == "flat":
-            return self.factory
-        if self.kind == "hnsw":
-            return "HNSW32,Flat"
-        lists = max(1, min(round(4 * vectors**0.5), vectors // _TRAINING_VECTORS_PER_LIST))
-        return f"IVF{lists},Flat"
-
-
-def build_ann(
-    embeddings: Sequence[Vectors],
-    settings: AnnSettings,
-    path: Path,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> None:
-    """Train a FAISS index on the embeddings, fill it with them and write it to `path`.
-
-    Raises:
-        SettingsError: FAISS refuses the factory string, or cannot train it on these vectors.
-    """
-    total = sum(len(part) for part in embeddings)
-    factory = settings.factory_for(total)
-    index = _new_index(embeddings[0].shape[1], factory)
-    try:
-        if not index.is_trained:
-            index.train(_sample(embeddings, total))
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise SettingsError(
-            f"FAISS cannot build {factory!r} over {total} vectors of dimension "
-            f"{embeddings[0].shape[1]}: {reason}"
-        ) from error
-    done = 0
-    for part in embeddings:
-        for start in range(0, len(part), _BLOCK):
-            block = np.ascontiguousarray(part[start : start + _BLOCK])
-            index.add(block)
-            done += len(block)
-            progress(done, total)
-    faiss.write_index(index, str(path))
-
-
-def check_ann(settings: AnnSettings, dimension: int) -> None:
-    """Refuse settings that FAISS refuses, before anything is encoded.
-
-    Raises:
-        SettingsError: the factory string or the search parameters mean nothing to FAISS.
-    """
-    factory = settings.factory_for(1_000_000)
-    if factory:
-        _set_search(_new_index(dimension, factory), settings.search)
-
-
-def _new_index(dimension: int, factory: str) -> Any:
-    try:
-        index = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
-        if factory.startswith("HNSW"):
-            faiss.ParameterSpace().set_index_parameters(index, "efConstruction=200")
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise SettingsError(
-            f"FAISS refuses the factory string {factory!r} for {dimension} components: {reason}"
-        ) from error
-    return index
-
-
-def _set_search(index: Any, search: str) -> None:
-    try:
-        faiss.ParameterSpace().set_index_parameters(index, search)
-    except RuntimeError as error:
-        raise SettingsError(f"FAISS refuses the search parameters {search!r}") from error
-
-
-def _sample(embeddings: Sequence[Vectors], total: int) -> Vectors:
-    wanted = min(total, 262_144)
-    random = np.random.default_rng(0)
-    parts = [
-        part[np.sort(random.permutation(len(part))[: -(-wanted * len(part) // total)])]
-        for part in embeddings
-    ]
-    return np.ascontiguousarray(np.concatenate(parts))
-
-
-class _Ann:
-    """A FAISS index over the first `size` rows."""
-
-    def __init__(self, path: Path, search: str) -> None:
-        try:
-            self._index = faiss.read_index(str(path))
-        except RuntimeError as error:
-            raise IndexStateError(
-                f"{path}: FAISS cannot read it. Build the index again."
-            ) from error
-        self.size = int(self._index.ntotal)
-        index = faiss.downcast_index(self._index)
-        if isinstance(index, faiss.IndexHNSW):
-            index.hnsw.efSearch = 128
-        elif isinstance(index, faiss.IndexIVF):
-            index.nprobe = max(8, index.nlist // 16)
-        _set_search(self._index, search)
-
-    def search(
-        self, vectors: Vectors, k: int, mask: NDArray[np.bool_] | None
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]] | None:
-        """Search; None where this index type cannot filter."""
-        index = faiss.downcast_index(self._index)
-        if mask is None:
-            if isinstance(index, faiss.IndexHNSW) and k > index.hnsw.efSearch:
-                parameters = faiss.SearchParametersHNSW(efSearch=k)
-                return index.search(vectors, k, params=parameters)  # type: ignore[no-any-return]
-            return index.search(vectors, k)  # type: ignore[no-any-return]
-        bits = np.packbits(mask[: self.size], bitorder="little")
-        selector = faiss.IDSelectorBitmap(bits)
-        if isinstance(index, faiss.IndexHNSW):
-            ef = max(k, index.hnsw.efSearch)
-            parameters = faiss.SearchParametersHNSW(sel=selector, efSearch=ef)
-        elif isinstance(index, faiss.IndexIVF):
-            parameters = faiss.SearchParametersIVF(sel=selector, nprobe=index.nprobe)
-        else:
-            return None
-        return index.search(vectors, k, params=parameters)  # type: ignore[no-any-return]
 
 
 class DenseStore:
@@ -190,7 +35,7 @@ class DenseStore:
         self._embeddings = list(embeddings)
         sizes = [len(part) for part in embeddings]
         self.starts: list[int] = [0, *np.cumsum(sizes, dtype=int).tolist()]
-        self._ann = _Ann(ann, search) if ann else None
+        self._ann = Ann(ann, search) if ann else None
         if self._ann and self._ann.size not in self.starts:
             raise IndexStateError(
                 f"{ann}: holds {self._ann.size} vectors, the segments {self.starts[1:]}. "
@@ -270,9 +115,8 @@ class DenseStore:
         k = min(k, len(part))
         if k == 0:
             return np.empty((len(vectors), 0), np.float32), np.empty((len(vectors), 0), np.int64)
-        scores, found = faiss.knn(vectors, part, k, metric=faiss.METRIC_INNER_PRODUCT)
-        found = found.astype(np.int64) if rows is None else rows[found]
-        return scores, found + start
+        scores, found = knn(vectors, part, k)
+        return scores, (found if rows is None else rows[found]) + start
 
 
 def _narrow(mask: NDArray[np.bool_] | None) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import mmap
 import operator
 from bisect import bisect_right
@@ -16,7 +17,10 @@ from numpy.typing import NDArray
 
 from ..artefacts import to_json
 from ..errors import DataError, IndexStateError, SettingsError
+from ..fields import document_record
 from ..types import Document, Where
+
+log = logging.getLogger(__name__)
 
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "eq": operator.eq,
@@ -27,6 +31,8 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "lte": operator.le,
     "in": lambda value, operand: value in operand,
 }
+
+_MASK_BYTES = 1 << 27  # of filters' masks that a store remembers
 
 
 def matches(where: Where, document: Document) -> bool:
@@ -79,6 +85,22 @@ def _holds(value: Any, name: str, operand: Any) -> bool:
         return False
 
 
+def check_document(document: Document) -> None:
+    """Refuse a document that a file of documents could not hold either.
+
+    Raises:
+        DataError: id or text is empty or no string, the title no string, the metadata no mapping.
+    """
+    for name in ("id", "text", "title"):
+        value = getattr(document, name)
+        if not isinstance(value, str):
+            raise DataError(f"document {document.id!r}: its {name} is {value!r}, not a string")
+        if name != "title" and not value.strip():
+            raise DataError(f"document {document.id!r}: its {name} is empty")
+    if not isinstance(document.metadata, Mapping):
+        raise DataError(f"document {document.id!r}: its metadata is {document.metadata!r}, no dict")
+
+
 class DocumentWriter:
     """Writes a segment's documents: `documents.jsonl`, `offsets.npy` (bytes) and `ids.json`."""
 
@@ -95,16 +117,12 @@ class DocumentWriter:
         """Append a document.
 
         Raises:
-            DataError: its text cannot be stored as UTF-8, or its metadata not as JSON.
+            DataError: as `check_document` does, or its text cannot be stored as UTF-8, or its
+                metadata not as JSON.
         """
-        record = {
-            "id": document.id,
-            "title": document.title,
-            "text": document.text,
-            "metadata": dict(document.metadata),
-        }
+        check_document(document)
         try:
-            line = to_json(record).encode("utf-8") + b"\n"
+            line = to_json(document_record(document)).encode("utf-8") + b"\n"
         except (UnicodeEncodeError, DataError) as error:
             raise DataError(f"document {document.id!r} cannot be stored: {error}") from error
         self._handle.write(line)
@@ -122,9 +140,8 @@ class _Segment:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.offsets: NDArray[np.int64] = np.load(folder / "offsets.npy", mmap_mode="r")
-        with (folder / "documents.jsonl").open("rb") as handle:
-            empty = handle.seek(0, 2) == 0
-            self._bytes = b"" if empty else mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+        self._bytes = _mapped(folder / "documents.jsonl")
+        self._ids = _mapped(folder / "ids.json")
         if len(self._bytes) != self.offsets[-1]:
             raise IndexStateError(
                 f"{folder / 'documents.jsonl'}: {len(self._bytes)} bytes, expected "
@@ -148,14 +165,20 @@ class _Segment:
     def ids(self) -> list[str]:
         path = self.folder / "ids.json"
         try:
-            ids: list[str] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            ids: list[str] = json.loads(self._ids[:])
+        except ValueError as error:
             raise IndexStateError(
                 f"{path}: cannot be read ({error}). Build the index again."
             ) from error
         if not isinstance(ids, list) or len(ids) != len(self):
             raise IndexStateError(f"{path}: not {len(self)} ids. Build the index again.")
         return ids
+
+
+def _mapped(path: Path) -> bytes | mmap.mmap:
+    with path.open("rb") as handle:
+        empty = handle.seek(0, 2) == 0
+        return b"" if empty else mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 class DocumentStore:
@@ -202,7 +225,17 @@ class DocumentStore:
         key = to_json(dict(where))
         if key not in self._masks:
             passing = (matches(where, document) for document in self._without_text)
-            if len(self._masks) >= 1024:
+            if len(self._masks) >= max(1, min(1024, _MASK_BYTES // max(1, len(self)))):
                 self._masks.pop(next(iter(self._masks)))
             self._masks[key] = np.fromiter(passing, dtype=bool, count=len(self))
+            if not self._masks[key].any():
+                self._warn_of_unknown_fields(where)
         return self._masks[key]
+
+    def _warn_of_unknown_fields(self, where: Where) -> None:
+        known = {"id", "title"}.union(*(document.metadata for document in self._without_text))
+        if unknown := sorted(set(where) - known):
+            log.warning(
+                "No document passes the filter, and none has %s in its metadata.",
+                ", ".join(map(repr, unknown)),
+            )

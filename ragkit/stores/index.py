@@ -19,11 +19,13 @@ from ..artefacts import file_hash, fingerprint, read_json
 from ..errors import DataError, IndexStateError
 from ..types import Document, Progress, Where, quiet
 from .analysis import Analyser
+from .ann import AnnSettings
 from .bm25 import Bm25Settings, Bm25Store
 from .build import FORMAT, STORES, build_index
-from .dense import AnnSettings, DenseStore
+from .dense import DenseStore
 from .documents import DocumentStore
 from .embeddings import DocumentEncoder, open_embeddings
+from .folder import MANIFEST
 
 T = TypeVar("T")
 
@@ -34,23 +36,27 @@ class Index:
     def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
         self.path = path
         self.manifest = manifest
-        self._folders = [path / "segments" / segment["name"] for segment in manifest["segments"]]
+        segments = manifest["segments"]
+        self._folders = [path / "segments" / segment["name"] for segment in segments]
+        self._sizes = [int(segment["documents"]) for segment in segments]
 
     @classmethod
     def open(cls, path: str | Path) -> Index:
         """Open an index folder; its stores are mapped into memory when they are first used.
 
+        What is mapped outlives a build that replaces the index.
+
         Raises:
             IndexStateError: there is no index at `path`, or it is of another format.
         """
         path = Path(path)
-        if not (path / "manifest.json").is_file():
+        if not (path / MANIFEST).is_file():
             raise IndexStateError(
                 f"{path}: no index here (no manifest.json). "
                 f"Build one with: ragkit-index build CORPUS --index {path}"
             )
         try:
-            manifest = read_json(path / "manifest.json")
+            manifest = read_json(path / MANIFEST)
         except DataError as error:
             raise IndexStateError(f"{error}. Build the index again.") from error
         if manifest.get("format") != FORMAT:
@@ -60,9 +66,9 @@ class Index:
             )
         try:
             return cls(path, manifest)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise IndexStateError(
-                f"{path / 'manifest.json'}: its segments cannot be read. Build the index again."
+                f"{path / MANIFEST}: its segments cannot be read. Build the index again."
             ) from error
 
     @classmethod
@@ -107,7 +113,7 @@ class Index:
         return cls.open(path)
 
     def __len__(self) -> int:
-        return sum(int(segment["documents"]) for segment in self.manifest["segments"])
+        return sum(self._sizes)
 
     @cached_property
     def documents(self) -> DocumentStore:
@@ -142,8 +148,7 @@ class Index:
         def load() -> DenseStore:
             ann = self.manifest["ann"]
             file = self.path / "ann" / ann["file"] if ann["file"] else None
-            sizes = [segment["documents"] for segment in self.manifest["segments"]]
-            pairs = zip(self._folders, sizes, strict=True)
+            pairs = zip(self._folders, self._sizes, strict=True)
             arrays = [open_embeddings(folder / "embeddings.npy", rows) for folder, rows in pairs]
             return DenseStore(arrays, file, ann["search"])
 
@@ -175,7 +180,9 @@ class Index:
     def documents_fingerprint(self) -> str:
         """Return one hash of the documents alone, whatever the stores over them."""
         segments = self.manifest["segments"]
-        return fingerprint([segment["files"]["documents.jsonl"] for segment in segments])
+        return self._opened(
+            lambda: fingerprint([segment["files"]["documents.jsonl"] for segment in segments])
+        )
 
     def fingerprint(self) -> str:
         """Return one hash of all that the index holds."""
@@ -187,11 +194,14 @@ class Index:
         Returns:
             What is wrong, a message each; empty for a sound index.
         """
-        files = self._files()
         problems = []
         manifest = {key: value for key, value in self.manifest.items() if key != "checksum"}
         if fingerprint(manifest) != self.manifest.get("checksum"):
-            problems.append(f"{self.path / 'manifest.json'}: changed since it was written")
+            problems.append(f"{self.path / MANIFEST}: changed since it was written")
+        try:
+            files = self._opened(self._files)
+        except IndexStateError as error:
+            return [*problems, str(error)]
         for done, (name, expected) in enumerate(files.items()):
             progress("check files", done, len(files))
             file = self.path / name
@@ -239,9 +249,19 @@ class Index:
     def _opened(self, load: Callable[[], T]) -> T:
         try:
             return load()
-        except IndexStateError:
-            raise
         except Exception as error:  # a damaged file can make its reader raise anything
+            if self._replaced():
+                raise IndexStateError(
+                    f"{self.path}: replaced since it was opened. Open it again."
+                ) from error
+            if isinstance(error, IndexStateError):
+                raise
             raise IndexStateError(
                 f"{self.path}: damaged ({error}). See `ragkit-index check --index {self.path}`."
             ) from error
+
+    def _replaced(self) -> bool:
+        try:
+            return read_json(self.path / MANIFEST) != self.manifest
+        except DataError:
+            return False

@@ -13,7 +13,7 @@ from ..errors import DataError, SettingsError
 from ..types import Document, Where
 from .analysis import Analyser
 from .bm25 import Bm25Settings, Rows, Scores
-from .documents import matches
+from .documents import check_document, matches
 
 
 class MemoryIndex:
@@ -22,7 +22,7 @@ class MemoryIndex:
     Every query costs a pass over all documents; beyond some thousands, build an `Index`.
 
     Raises:
-        DataError: there are no documents, or none holds a term.
+        DataError: as `check_document` does, or two documents of one id, or none that holds a term.
         SettingsError: the variant is `lucene`, which rank_bm25 does not know.
     """
 
@@ -34,6 +34,12 @@ class MemoryIndex:
     ) -> None:
         settings = settings or Bm25Settings("okapi", k1=1.5)
         self.documents = list(documents)
+        ids: set[str] = set()
+        for document in self.documents:
+            check_document(document)
+            if document.id in ids:
+                raise DataError(f"two documents have the id {document.id!r}; ids must be unique")
+            ids.add(document.id)
         self.bm25 = _RankBm25(self.documents, settings, analyser or Analyser())
 
     def mask(self, where: Where) -> NDArray[np.bool_] | None:

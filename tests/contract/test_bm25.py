@@ -3,12 +3,15 @@
 import gzip
 import json
 import math
+import re
+import unicodedata
 from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import rank_bm25
+import Stemmer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -424,6 +427,40 @@ def test_terms_by_hand():
     assert german.terms("Die Katzen und Hunde") == german.terms("Katze Hund")
     french = Analyser.of_language("french")
     assert french.terms("le chat et les chats") == ["chat", "chat"]
+
+
+@pytest.mark.parametrize(
+    ("text", "terms"),
+    [
+        ("हिन्दी में समाचार", ["हिन्दी", "में", "समाचार"]),
+        ("كَتَبَ الوَلَدُ", ["كَتَبَ", "الوَلَدُ"]),
+        ("שָׁלוֹם ภาษาไทย தமிழ்நாடு", ["שָׁלוֹם", "ภาษาไทย", "தமிழ்நாடு"]),
+        ("ශ්\u200dරී ලංකා, ಕನ್\u200cಫ್ಯೂಶನ್!", ["ශ්\u200dරී", "ලංකා", "ಕನ್\u200cಫ್ಯೂಶನ್"]),
+        ("q\u0301q \u0301 ė̃", ["q\u0301q", "ė̃"]),
+        ("\U00011103\U00011127\U0001112b\U00011103", ["\U00011103\U00011127\U0001112b\U00011103"]),
+        # as before: a joiner after a letter, a variation selector, marks of Japanese characters
+        ("می\u200cخواهم 1\ufe0f\u20e3 が ヷ", ["می", "خواهم", "1", "が", "ヷ"]),
+    ],
+)
+def test_combining_marks_continue_a_word(text, terms):
+    assert PLAIN.terms(text) == terms
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.text(st.characters(exclude_categories=["Mn", "Mc"]), max_size=80))
+def test_text_without_marks_is_cut_as_python_cuts_words(text):
+    text = unicodedata.normalize("NFKC", text).lower()
+    unspaced = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    if not any(unicodedata.category(each) in ("Mn", "Mc") for each in text):
+        assert PLAIN.terms(text) == re.findall(rf"[{unspaced}]|[^\W{unspaced}]+", text)
+
+
+def test_the_language_of_sentences():
+    codes = {"german": "de", "english": "en", "porter": "en", "none": "en", "Tamil": "ta"}
+    assert {name: Analyser.of_language(name).code for name in codes} == codes
+    assert Analyser(None, "hebrew").code == "he" and Analyser("dutch_porter", None).code == "nl"
+    known = {Analyser.of_language(name).code for name in Stemmer.algorithms()}
+    assert len(known) == len(Stemmer.algorithms()) - 2  # porter and dutch_porter have siblings
 
 
 def test_languages_come_and_go_as_json():

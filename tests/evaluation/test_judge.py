@@ -64,7 +64,7 @@ def test_the_prompt_of_correct():
         ("Paris, France", "context"),
         ("It is Paris [1].", "context"),
     ]
-    assert prompt.shown == 0
+    assert prompt.shown == ()
     assert "L." not in prompt.text
 
 
@@ -76,7 +76,7 @@ def test_the_prompt_of_faithful():
         "question": "Capital of France?",
         "answer": "It is Paris [1].",
     }
-    assert prompt.shown == 2
+    assert prompt.shown == (0, 1)
     assert "Paris, France" not in prompt.text
 
 

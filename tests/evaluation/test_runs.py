@@ -115,6 +115,11 @@ def test_scores_by_value():
         "F1": (pytest.approx((1 + 2 / 3 + 1 + 0) / 4), 4),
         "cover": (pytest.approx(3 / 4), 4),
         "ROUGE-L": (pytest.approx((1 + 2 / 3 + 1 + 0) / 4), 4),
+        # q1 cites what is not relevant, beside what is; q3 is rightly abstained from.
+        "citation precision": (0.5, 2),
+        "citation recall": (0.5, 2),
+        "abstention precision": (1.0, 1),
+        "abstention recall": (1.0, 1),
     }
     assert results.counts == {
         "questions": 4,
@@ -142,6 +147,7 @@ def test_the_run_folder(tmp_path):
     assert sorted(path.name for path in output.iterdir()) == [
         "answers.jsonl",
         "passages.jsonl",
+        "report.html",
         "results.json",
         "run.trec",
         "settings.json",
@@ -236,7 +242,7 @@ def test_a_question_that_a_document_would_answer_is_not_unanswerable():
 def test_without_gold_answers_there_are_no_answer_scores():
     pipeline = Pipeline(Finder(FOUND), None, Teller(SAID))
     results = evaluate(pipeline, [example("q1"), example("q3")], qrels=QRELS)
-    assert results.answers == {}
+    assert set(results.answers) == {"citation precision", "citation recall"}
     assert results.counts["without_gold"] == 2
     assert results.counts["unanswerable"] == 0
 
@@ -304,6 +310,13 @@ def test_scores_that_are_not_numbers_are_refused_and_nothing_is_left(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_seed_or_answers_that_cannot_be_are_refused():
+    with pytest.raises(SettingsError, match="seed must be at least 0, not -1"):
+        evaluate(None, [], seed=-1)
+    with pytest.raises(DataError, match=r"query 'q' are the string '232'.*\('232',\)"):
+        Example(Query("q", "When?"), answers="232")
+
+
 def test_settings_that_json_cannot_hold_are_refused_before_any_work(tmp_path):
     with pytest.raises(DataError, match="cannot be written as JSON"):
         run(qrels=QRELS, settings={"path": tmp_path})
@@ -342,7 +355,7 @@ def test_an_interrupted_run_leaves_the_old_folder_and_nothing_else(tmp_path):
             replace=True,
         )
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
-    assert len(list(output.iterdir())) == 5
+    assert len(list(output.iterdir())) == 6
 
 
 def test_a_reader_that_loses_the_order_is_refused():
@@ -493,6 +506,34 @@ def test_a_passage_that_was_cut_before_its_answer_was_not_shown():
     pipeline = Pipeline(Finder(FOUND), None, Cutting(SAID), keep=1)
     results = evaluate(pipeline, [example("q1", "Paris")], qrels={"q1": {"p": 1}}, corpus=Shelf())
     assert results.stages.stages == {"q1": "cut from the prompt"}
+
+
+class Judging:
+    """A judge that says what it is told of an answer."""
+
+    def __init__(self, said):
+        self.said, self.asked = said, []
+
+    def generate(self, prompts, *, max_new_tokens, temperature, seed, progress):
+        self.asked += [prompt.text for prompt in prompts]
+        return [
+            next((reply for words, reply in self.said.items() if words in prompt.text), "Well …")
+            for prompt in prompts
+        ]
+
+
+def test_a_judge_scores_what_it_clearly_says(tmp_path):
+    judge = Judging({"Two moons": "CORRECT", "Rome": "INCORRECT"})
+    results = run(qrels=QRELS, judge=judge, output=tmp_path / "run")
+    assert means(results.answers)["judge correct"] == (0.5, 2)
+    assert "judge faithful" not in results.answers  # no reply could be read
+    assert results.listed["judge_correct_unread"] == ["q1", "q3"]
+    assert results.counts["judge_faithful_unread"] == 2  # those with passages that did not abstain
+    assert results.settings["judge"][0]["name"] == "correct"
+    rows = [json.loads(row) for row in (tmp_path / "run/answers.jsonl").read_text().splitlines()]
+    assert rows[0]["judge"]["correct"] == {"reply": "Well …", "verdict": None}
+    assert rows[1]["scores"]["judge correct"] == 1.0
+    assert "judge" in results.costs and len(judge.asked) == 4 + 2
 
 
 # --- runs of other systems

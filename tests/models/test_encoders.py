@@ -43,6 +43,15 @@ def test_vectors_and_their_order(encoder, expected):
     assert done[-1] == len(TEXTS)
 
 
+def test_a_document_of_the_window_is_read_whole_and_a_longer_one_is_not(encoder):
+    for prompt, window in (("", 254), ("a passage: ", 251)):
+        given = BiEncoder(encoder.model, document_prompt=prompt, precision="fp32")
+        assert (given.max_length, given.document_window) == (256, window)
+        found = given.encode_documents(["tin " * n for n in (window - 1, window, window + 1)])
+        assert np.abs(found[0] - found[1]).max() > 1e-5
+        np.testing.assert_allclose(found[1], found[2], atol=1e-6)
+
+
 def test_no_texts_no_vectors(encoder):
     for encode in (encoder.encode_documents, encoder.encode_queries):
         assert encode([]).shape == (0, encoder.dimension) == (0, 384)

@@ -15,10 +15,9 @@ from transformers import AutoTokenizer
 
 from ragkit.errors import ModelError, SettingsError
 from ragkit.models import Generator
-from ragkit.models.generator import _until_stop
 from ragkit.models.names import resolve
 from ragkit.models.prefixes import worth_sharing
-from ragkit.models.prompt_ids import PromptEncoder
+from ragkit.models.prompt_ids import PromptEncoder, until_stop
 from ragkit.prompts import STYLES, Message, Part, Prompt, build_prompt
 from ragkit.splitting import sentences
 from ragkit.types import Document, Hit
@@ -40,7 +39,7 @@ def ask(question, texts=(), style="ragkit"):
 
 
 def plainly(text):
-    return Prompt((Message("user", (Part(text, "question"),)),), 0)
+    return Prompt((Message("user", (Part(text, "question"),)),))
 
 
 def rendered(tokenizer, prompt):
@@ -75,7 +74,7 @@ def test_the_context_ends_where_the_words_behind_the_last_passage_begin(generato
 
 
 def test_harmless_instructions_have_the_templates_own_ids(generator):
-    prompt = Prompt((Message("user", (Part("When does tin melt?", "instruction"),)),), 0)
+    prompt = Prompt((Message("user", (Part("When does tin melt?", "instruction"),)),))
     expected = generator.tokenizer.apply_chat_template(
         [{"role": "user", "content": "When does tin melt?"}],
         add_generation_prompt=True,
@@ -99,7 +98,7 @@ def test_a_documents_control_tokens_open_and_close_no_turn(generator, style, lay
 
 
 def test_instructions_may_hold_control_tokens(generator):
-    prompt = Prompt((Message("user", (Part("a<|im_end|>b", "instruction"),)),), 0)
+    prompt = Prompt((Message("user", (Part("a<|im_end|>b", "instruction"),)),))
     ids = PromptEncoder(generator.tokenizer, chat=False).encode(prompt).ids
     assert generator.tokenizer.convert_tokens_to_ids("<|im_end|>") in ids
 
@@ -172,7 +171,7 @@ def test_prompts_that_begin_alike_are_answered_as_if_each_were_alone(generator, 
     done = []
     shared = generator.generate(prompts, max_new_tokens=8, progress=done.append)
     assert done[-1] == 6  # equal prompts are answered once and counted twice
-    monkeypatch.setattr("ragkit.models.generator.worth_sharing", lambda *_: False)
+    monkeypatch.setattr("ragkit.models.prefixes.worth_sharing", lambda *_: False)
     assert shared == [generator.generate([prompt], max_new_tokens=8)[0] for prompt in prompts]
     assert shared == generator.generate(prompts, max_new_tokens=8)
 
@@ -278,7 +277,7 @@ def test_plain_answers_end_before_the_next_question(generator, text):
 @given(st.lists(st.sampled_from(["\n", "\n\n", "\nQuest", "ion:", "Question:", "a", " b", ""])))
 def test_a_stop_string_ends_a_text_however_it_is_cut_to_pieces(pieces):
     expected = re.split(r"\n\n|\nQuestion:", "".join(pieces).lstrip("\n"), maxsplit=1)[0]
-    assert "".join(_until_stop(pieces)) == expected
+    assert "".join(until_stop(pieces)) == expected
 
 
 def test_first_token_logprobs_of_a_batch_equal_each_prompts_own(generator):

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.utils.logging import is_progress_bar_enabled
 
 from ragkit.artefacts import file_hash
 from ragkit.errors import ModelError, SettingsError
@@ -131,6 +133,25 @@ def test_a_damaged_gguf_file_is_named_and_leaves_nothing(cache, tmp_path):
     assert not list(cache.glob("models/*"))
 
 
+def test_what_another_process_converted_meanwhile_is_kept(cache, tmp_path, monkeypatch):
+    gguf = tmp_path / "tiny.gguf"
+    gguf.write_bytes(b"weights")
+    target = converted_path(gguf)
+    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=1, n_embd=8, vocab_size=16))
+    model.config.quantization_config = None
+
+    def load(*args, **options):
+        target.mkdir(parents=True)
+        (target / "config.json").write_text("another's")
+        return model
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *args, **options: None)
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", load)
+    assert resolve(str(gguf)) == str(target)
+    assert [file.name for file in target.iterdir()] == ["config.json"]
+    assert (target / "config.json").read_text() == "another's"
+
+
 @pytest.mark.slow
 def test_a_gguf_file_is_converted_once_and_to_the_same_weights(cache, generator, tmp_path):
     location = next(m for m in WHEEL_MODELS if m.name == DEFAULT_GENERATOR).location()
@@ -149,9 +170,48 @@ def test_a_gguf_file_is_converted_once_and_to_the_same_weights(cache, generator,
 def test_an_unknown_hub_name_offline_is_a_quick_clear_error(part, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     start = time.monotonic()
-    with pytest.raises(ModelError, match="'nobody/nothing-here' cannot be loaded"):
+    with pytest.raises(ModelError, match=rf"'nobody/nothing-here'.*{DEFAULT_ENCODER}.*OFFLINE"):
         part.load("nobody/nothing-here")
     assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m-instruct", "SmolLM2-135M-Instrukt"])
+def test_the_packaged_model_that_may_be_meant_is_named(name, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match=f"did you mean '{DEFAULT_GENERATOR}'"):
+        resolve(name)
+    with pytest.raises(ModelError) as caught:
+        resolve("nobody/nothing-here")
+    assert "did you mean" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_no_folder(name):
+    with pytest.raises(ModelError, match="name of a model is empty"):
+        resolve(name)
+
+
+@pytest.mark.parametrize("part", [BiEncoder, CrossEncoder, Generator])
+@pytest.mark.parametrize("device", ["bogus", "cuda:99", "meta", ""])
+def test_a_device_that_is_not_here_is_named(part, device):
+    with pytest.raises(SettingsError, match=f"device '{device}' cannot be used"):
+        part.load(DEFAULT_ENCODER, device=device)
+
+
+def test_an_encoder_is_no_generator(capfd):
+    with pytest.raises(ModelError, match=r"'all-MiniLM-L6-v2' is no generator.*BertModel"):
+        Generator.load(DEFAULT_ENCODER)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("part", "name"), [(BiEncoder, DEFAULT_ENCODER), (Generator, DEFAULT_GENERATOR)]
+)
+def test_loading_draws_no_bars_and_leaves_those_of_others(part, name, capfd, monkeypatch):
+    monkeypatch.setattr("transformers.utils.logging._tqdm_active", True)
+    part.load(name)
+    assert "Loading weights" not in capfd.readouterr().err
+    assert is_progress_bar_enabled()
 
 
 def test_an_unknown_precision(encoder):

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from ragkit.errors import MissingExtra, ModelError
+from ragkit.errors import MissingExtra, ModelError, SettingsError
 from ragkit.models import ServerGenerator
 from ragkit.models.server import as_messages, neutralise
 from ragkit.prompts import Message, Part, Prompt, build_prompt, style_named
@@ -40,6 +40,8 @@ class Handler(BaseHTTPRequestHandler):
             self.reply("application/json", json.dumps({"error": "boom"}).encode(), 500)
         elif word == "page":
             self.reply("text/html", b"<html>Welcome</html>")
+        elif word == "hollow":
+            self.reply("application/json", self.body("chat.completion", [{"index": 0}]))
         elif word == "nothing":
             self.reply("application/json", json.dumps({"error": {"message": "full"}}).encode())
         else:
@@ -52,6 +54,9 @@ class Handler(BaseHTTPRequestHandler):
     def stream(self, word):
         if word == "broken":
             self.reply("application/json", json.dumps({"error": "boom"}).encode(), 500)
+            return
+        if word in ("page", "nothing", "hollow"):
+            self.whole(word)
             return
         pieces = ["It ", "", word, "."]
         chunks = [self.body("chat.completion.chunk", [{"index": 0, "delta": {"content": p}}])
@@ -106,7 +111,7 @@ def generator(service):
 
 def says(*words):
     return [
-        Prompt((Message("user", (Part("Say ", "instruction"), Part(word, "question"))),), 0)
+        Prompt((Message("user", (Part("Say ", "instruction"), Part(word, "question"))),))
         for word in words
     ]
 
@@ -143,7 +148,8 @@ def test_an_answer_without_text_is_empty(generator):
 
 
 @pytest.mark.parametrize(
-    ("word", "seen"), [("broken", "500"), ("page", "Welcome"), ("nothing", "full")]
+    ("word", "seen"),
+    [("broken", "500"), ("page", "Welcome"), ("nothing", "full"), ("hollow", "without choices")],
 )
 def test_a_failing_server_is_named(generator, service, word, seen):
     address = f"http://127.0.0.1:{service.server_port}/v1"
@@ -160,6 +166,18 @@ def test_a_stream_that_fails_midway_names_the_server(generator, service, word, p
     with pytest.raises(ModelError, match=f"http://127.0.0.1:{service.server_port}/v1"):
         found.extend(generator.stream(says(word)[0]))
     assert pieces is None or found == ["It "][:pieces]
+
+
+@pytest.mark.parametrize("word", ["page", "nothing", "hollow"])
+def test_a_reply_that_is_no_stream_is_told(generator, word):
+    with pytest.raises(ModelError, match=r"answered without choices.*/v1\?"):
+        list(generator.stream(says(word)[0]))
+
+
+@pytest.mark.parametrize("address", ["", "localhost:8000", "ftp://localhost/v1"])
+def test_an_address_without_its_scheme_is_refused(address):
+    with pytest.raises(SettingsError, match=f"http://localhost:8000/v1 does; '{address}'"):
+        ServerGenerator(address, "m")
 
 
 def test_a_server_that_is_not_there_is_named():
@@ -182,7 +200,7 @@ def test_control_tokens_of_data_are_broken_and_of_instructions_kept(generator, s
     assert content.replace("\u200b", "") == prompt.text
     for token in ("<|im_end|>", "<|im_start|>", "[/INST]", "</s>", "<s>"):
         assert token not in content
-    trusted = Prompt((Message("system", (Part("<|think|></s>", "instruction"),)),), 0)
+    trusted = Prompt((Message("system", (Part("<|think|></s>", "instruction"),)),))
     assert as_messages(trusted) == [{"role": "system", "content": "<|think|></s>"}]
 
 

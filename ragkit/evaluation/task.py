@@ -1,0 +1,168 @@
+"""Run a pipeline over questions, and note of it what is scored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+from ..errors import DataError
+from ..pipeline import Pipeline
+from ..prompts import without_citations
+from ..splitting import parent_of
+from ..types import Answer, Example, Hit, Progress, Query
+from .answers import answer_rank
+from .contexts import build_contexts
+from .costs import Meter
+from .evidence import Corpus, Evidence, gold_passages
+from .folder import Passages
+from .gold import Gold
+from .judge import CORRECT, FAITHFUL, Item, JudgeGenerator
+from .judge import judge as judge_answers
+from .metrics import check_scores
+from .scoring import Record
+
+_SLICE = 256  # questions retrieved between two reports of progress
+_TEXTS = 10  # hits of a question whose texts the run folder keeps
+
+
+@dataclass(slots=True)
+class Task:
+    """What is evaluated, with what is known about it."""
+
+    pipeline: Pipeline
+    examples: Sequence[Example]
+    gold: Gold
+    evidence: Evidence
+    corpus: Corpus | None
+    contexts: Sequence[str]
+    noise: Sequence[float]
+    seed: int
+    progress: Progress
+    meter: Meter = field(default_factory=Meter)
+    kept: dict[str, Sequence[Hit]] = field(default_factory=dict)
+    distractors: dict[str, list[Hit]] = field(default_factory=dict)
+
+    @property
+    def _distractors_wanted(self) -> int:
+        """How many distractors a question may be given."""
+        if not (self.contexts or self.noise):
+            return 0
+        golds = max(1, self.pipeline.keep)
+        swept = (round(golds * r / (1 - r)) for r in self.noise if r < 1)
+        return max([golds, *swept])
+
+    def retrieve(self, passages: Passages) -> Record:
+        """Retrieve and rerank for all questions."""
+        record = Record(reranked=self.pipeline.reranker is not None)
+        total = len(self.examples)
+        for start in range(0, total, _SLICE):
+            self.progress("retrieve", start, total)
+            part = self.examples[start : start + _SLICE]
+            before, after = self._ranked([example.query for example in part])
+            for example, first, hits in zip(part, before, after, strict=True):
+                self._note(record, example, first, hits)
+                gold = gold_passages(example, self.gold, self.corpus, _TEXTS)
+                passages.add(hit.document for hit in [*hits[:_TEXTS], *gold])
+        self.progress("retrieve", total, total)
+        return record
+
+    def _ranked(self, queries: Sequence[Query]) -> tuple[list[list[Hit]], list[list[Hit]]]:
+        """Return the queries' hits as retrieved, and as they stand in the end."""
+        pipeline = self.pipeline
+        with self.meter.stage("retrieve"):
+            before = pipeline.retriever.retrieve(queries, pipeline.depth)
+        if pipeline.reranker is None:
+            return before, before
+        with self.meter.stage("rerank"):
+            return before, pipeline.reranker.rerank(queries, before, pipeline.depth)
+
+    def _note(
+        self, record: Record, example: Example, before: Sequence[Hit], hits: Sequence[Hit]
+    ) -> None:
+        """Keep of a question's hits what is scored, and those that a reader will be given."""
+        query, keep = example.query.id, self.pipeline.keep
+        scores = record.found[query] = {}
+        for hit in hits:
+            scores.setdefault(hit.document.id, float(hit.score))
+            if (parent := parent_of(hit.document)) is not None:
+                record.parents[hit.document.id] = parent
+        check_scores(query, scores)
+        if example.answers and query not in self.gold.qrels:
+            texts = (hit.document.text for hit in hits)
+            record.answer_ranks[query] = answer_rank(texts, example.answers)
+        if self.evidence.needs(query):
+            lists = (hits, before[:keep], hits[:keep])
+            record.given[query] = tuple(self.evidence.suffices(query, some) for some in lists)
+        if self.pipeline.reader is not None:
+            self.kept[query] = hits[:keep]
+        if wanted := self._distractors_wanted:
+            wrong = (hit for hit in hits if self.evidence.misleads(query, hit))
+            self.distractors[query] = list(islice(wrong, wanted))
+
+    def read(self, record: Record, passages: Passages) -> None:
+        """Answer all questions in all contexts, in one call: shared beginnings are read once."""
+        reader = self.pipeline.reader
+        if reader is None:
+            return
+        queries = {example.query.id: example.query for example in self.examples}
+        asked = [(query, "retrieved", hits) for query, hits in self.kept.items()]
+        asked += self._other_contexts()
+        self.progress("read", 0, len(asked))
+        with self.meter.stage("read") as cost:
+            read = reader.read(
+                [queries[query] for query, *_ in asked], [hits for *_, hits in asked]
+            )
+        cost.prompt_tokens = sum(answer.prompt_tokens for answer in read)
+        cost.answer_tokens = sum(answer.answer_tokens for answer in read)
+        self.progress("read", len(asked), len(asked))
+        under: dict[str, dict[str, Answer]] = {name: {} for name in self.contexts}
+        for (query, name, _), answer in zip(asked, read, strict=True):
+            if answer.query.id != query:
+                raise DataError(
+                    f"the reader answered {answer.query.id!r} where {query!r} was asked: "
+                    "answers must keep the order of the questions"
+                )
+            if name != "retrieved" or name in self.contexts:
+                under.setdefault(name, {})[query] = answer
+            passages.add(hit.document for hit in answer.hits)
+        record.answers = dict(zip(queries, read, strict=False))
+        record.contexts = {name: answers for name, answers in under.items() if answers}
+
+    def judge(self, record: Record, generator: JudgeGenerator) -> None:
+        """Have the answers judged: against gold answers, and against the passages shown."""
+        answers = record.answers
+        given = [query for query in answers if query in self.gold.answers]
+        resting = [query for query, a in answers.items() if a.hits and not a.abstained]
+        for rubric, asked in ((CORRECT, given), (FAITHFUL, resting)):
+            items = [
+                Item(
+                    answers[query].query.text,
+                    without_citations(answers[query].text),
+                    tuple(self.gold.answers.get(query, ())),
+                    tuple(hit.document.text for hit in answers[query].hits),
+                )
+                for query in asked
+            ]
+            with self.meter.stage("judge"):
+                verdicts = judge_answers(generator, rubric, items, self.progress)
+            record.verdicts[rubric.name] = dict(zip(asked, verdicts, strict=True))
+
+    def _other_contexts(self) -> list[tuple[str, str, Sequence[Hit]]]:
+        if not (self.contexts or self.noise):
+            return []
+        asked: list[tuple[str, str, Sequence[Hit]]] = []
+        for example in self.examples:
+            query, keep = example.query.id, self.pipeline.keep
+            built = build_contexts(
+                self.contexts,
+                self.noise,
+                query=query,
+                retrieved=self.kept[query],
+                gold=gold_passages(example, self.gold, self.corpus, max(1, keep)),
+                distractors=self.distractors[query],
+                keep=keep,
+                seed=self.seed,
+            )
+            asked += [(query, name, hits) for name, hits in built.items() if name != "retrieved"]
+        return asked

@@ -1,0 +1,195 @@
+"""FAISS: exact search over an array, and approximate indexes, built and searched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import faiss as _faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import IndexStateError, SettingsError
+from .embeddings import Vectors
+
+faiss: Any = _faiss  # its stubs describe the C++ signatures, not the Python wrapper's
+
+Kind: TypeAlias = Literal["flat", "hnsw", "ivf"]
+KINDS: tuple[Kind, ...] = ("flat", "hnsw", "ivf")
+
+_TRAINING_VECTORS_PER_LIST = 64
+_BLOCK = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class AnnSettings:
+    """Which FAISS index is built over the embeddings.
+
+    `kind` is `flat` (exact, no index), `hnsw` or `ivf`; `factory` is a FAISS factory string, such
+    as `IVF1024,PQ48` or `HNSW32,SQ8`, that takes its place. `search` sets FAISS's parameters for
+    the search (`nprobe=32`, `efSearch=256`, comma-separated).
+    """
+
+    kind: Kind = "flat"
+    factory: str = ""
+    search: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown kind, and parameters of a search that has none.
+
+        Raises:
+            SettingsError: `kind` is none of flat, hnsw, ivf; or `search` is given for `flat`.
+        """
+        if self.kind not in KINDS:
+            raise SettingsError(f"unknown kind {self.kind!r}; known are {', '.join(KINDS)}")
+        if self.search and self.kind == "flat" and not self.factory:
+            raise SettingsError(
+                f"the search parameters {self.search!r} are of an approximate index; exact search "
+                "(flat) has none. Choose another kind, or leave them out."
+            )
+
+    def factory_for(self, vectors: int) -> str:
+        """Return the FAISS factory string for so many vectors; empty for exact search."""
+        if self.factory or self.kind == "flat":
+            return self.factory
+        if self.kind == "hnsw":
+            return "HNSW32,Flat"
+        lists = max(1, min(round(4 * vectors**0.5), vectors // _TRAINING_VECTORS_PER_LIST))
+        return f"IVF{lists},Flat"
+
+
+def build_ann(
+    embeddings: Sequence[Vectors],
+    settings: AnnSettings,
+    path: Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Train a FAISS index on the embeddings, fill it with them and write it to `path`.
+
+    Raises:
+        SettingsError: FAISS refuses the factory string, or cannot train it on these vectors.
+    """
+    total = sum(len(part) for part in embeddings)
+    factory = settings.factory_for(total)
+    index = _new_index(embeddings[0].shape[1], factory)
+    try:
+        if not index.is_trained:
+            index.train(_sample(embeddings, total))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise SettingsError(
+            f"FAISS cannot build {factory!r} over {total} vectors of dimension "
+            f"{embeddings[0].shape[1]}: {reason}"
+        ) from error
+    done = 0
+    for part in embeddings:
+        for start in range(0, len(part), _BLOCK):
+            block = np.ascontiguousarray(part[start : start + _BLOCK])
+            index.add(block)
+            done += len(block)
+            progress(done, total)
+    faiss.write_index(index, str(path))
+
+
+def check_ann(settings: AnnSettings, dimension: int) -> None:
+    """Refuse settings that FAISS refuses, before anything is encoded.
+
+    Raises:
+        SettingsError: the factory string or the search parameters mean nothing to FAISS.
+    """
+    factory = settings.factory_for(1_000_000)
+    if factory:
+        _set_search(_new_index(dimension, factory), settings.search)
+
+
+def _new_index(dimension: int, factory: str) -> Any:
+    try:
+        index = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
+        if isinstance(core := _core(index), faiss.IndexHNSW):
+            core.hnsw.efConstruction = 200
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise SettingsError(
+            f"FAISS refuses the factory string {factory!r} for {dimension} components: {reason}"
+        ) from error
+    return index
+
+
+def _core(index: Any) -> Any:
+    """Return the index that searches, below what transforms its vectors or refines its hits."""
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexPreTransform):
+        return _core(index.index)
+    return _core(index.base_index) if isinstance(index, faiss.IndexRefine) else index
+
+
+def _set_defaults(index: Any) -> None:
+    """Set parameters of the search with which little is lost; FAISS's own are for speed alone."""
+    outer, core = faiss.downcast_index(index), _core(index)
+    if isinstance(outer, faiss.IndexRefine):
+        outer.k_factor = 4
+    if isinstance(core, faiss.IndexHNSW):
+        core.hnsw.efSearch = 128
+    elif isinstance(core, faiss.IndexIVF):
+        core.nprobe = max(8, core.nlist // 16)
+
+
+def _set_search(index: Any, search: str) -> None:
+    try:
+        faiss.ParameterSpace().set_index_parameters(index, search)
+    except RuntimeError as error:
+        raise SettingsError(f"FAISS refuses the search parameters {search!r}") from error
+
+
+def knn(vectors: Vectors, part: Vectors, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Search exactly: scores and rows, best first, each of shape [queries, k]."""
+    scores, rows = faiss.knn(vectors, part, k, metric=faiss.METRIC_INNER_PRODUCT)
+    return scores, rows.astype(np.int64)
+
+
+def _sample(embeddings: Sequence[Vectors], total: int) -> Vectors:
+    wanted = min(total, 262_144)
+    random = np.random.default_rng(0)
+    parts = [
+        part[np.sort(random.permutation(len(part))[: -(-wanted * len(part) // total)])]
+        for part in embeddings
+    ]
+    return np.ascontiguousarray(np.concatenate(parts))
+
+
+class Ann:
+    """A FAISS index over the first `size` rows."""
+
+    def __init__(self, path: Path, search: str) -> None:
+        try:
+            self._index = faiss.read_index(str(path))
+        except RuntimeError as error:
+            raise IndexStateError(
+                f"{path}: FAISS cannot read it. Build the index again."
+            ) from error
+        self.size = int(self._index.ntotal)
+        _set_defaults(self._index)
+        _set_search(self._index, search)
+
+    def search(
+        self, vectors: Vectors, k: int, mask: NDArray[np.bool_] | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]] | None:
+        """Search; None where this index type cannot filter."""
+        index = faiss.downcast_index(self._index)
+        if mask is None:
+            if isinstance(index, faiss.IndexHNSW) and k > index.hnsw.efSearch:
+                parameters = faiss.SearchParametersHNSW(efSearch=k)
+                return index.search(vectors, k, params=parameters)  # type: ignore[no-any-return]
+            return index.search(vectors, k)  # type: ignore[no-any-return]
+        bits = np.packbits(mask[: self.size], bitorder="little")
+        selector = faiss.IDSelectorBitmap(bits)
+        if isinstance(index, faiss.IndexHNSW):
+            ef = max(k, index.hnsw.efSearch)
+            parameters = faiss.SearchParametersHNSW(sel=selector, efSearch=ef)
+        elif isinstance(index, faiss.IndexIVF):
+            parameters = faiss.SearchParametersIVF(sel=selector, nprobe=index.nprobe)
+        else:
+            return None
+        return index.search(vectors, k, params=parameters)  # type: ignore[no-any-return]

@@ -1,0 +1,168 @@
+"""The index folder as its writers see it: which files are theirs, one at a time, all or nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator, Set
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ..artefacts import read_json, sync, sync_tree, write_json
+from ..errors import DataError, IndexStateError, SettingsError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+MANIFEST = "manifest.json"
+_LOCK = ".lock"
+# The names that a build gives, by where they stand; nothing of another name is ever removed.
+_NAMES = {
+    "": re.compile(rf"\{_LOCK}|\.manifest\.json\.[a-z0-9_]{{8}}"),
+    "segments": re.compile(r"\d{6}-[0-9a-f]{6}|\.new-[0-9a-f]{8}"),
+    "ann": re.compile(r"[0-9a-f]{12}\.faiss"),
+}
+
+
+def segment_name(number: int) -> str:
+    """Return a new name for an index's n-th segment."""
+    return f"{number:06d}-{secrets.token_hex(3)}"
+
+
+def ann_name() -> str:
+    """Return a new name for a FAISS file."""
+    return f"{secrets.token_hex(6)}.faiss"
+
+
+def check_folder(path: Path, replace: bool) -> None:
+    """Refuse a folder that an index must not be built in.
+
+    Raises:
+        SettingsError: it holds an index, and `replace` is false, or what no build has put there.
+    """
+    if (path / MANIFEST).exists():
+        if not _is_index(path):
+            raise SettingsError(
+                f"{path} exists and is not an index (its {MANIFEST} is something else's). "
+                "Choose another folder."
+            )
+        if not replace:
+            raise SettingsError(
+                f"{path}: there is an index here already. Choose another folder, or pass --replace."
+            )
+    elif path.exists() and (not path.is_dir() or (foreign := _foreign(path))):
+        seen = f" (it holds {foreign[0]})" if path.is_dir() else ""
+        raise SettingsError(f"{path} exists and is not an index{seen}. Choose another folder.")
+
+
+def _is_index(path: Path) -> bool:
+    try:
+        return read_json(path / MANIFEST).keys() >= {"format", "segments"}
+    except DataError:  # a damaged index, if all else in the folder is an index's
+        return (path / "segments").is_dir() and _foreign(path) == [MANIFEST]
+
+
+def _foreign(path: Path) -> list[str]:
+    """Name what lies in a folder and its rooms and does not bear a name that builds give."""
+    return [
+        child.relative_to(path).as_posix()
+        for child, own in _entries(path)
+        if not own and not (child.name in _NAMES and child.parent == path and child.is_dir())
+    ]
+
+
+def _entries(path: Path) -> Iterator[tuple[Path, bool]]:
+    """Yield what lies in a folder and its rooms, and whether a build gives such names."""
+    for room, names in _NAMES.items():
+        for child in list((path / room).iterdir()) if (path / room).is_dir() else ():
+            yield child, bool(names.fullmatch(child.name)) and not child.is_symlink()
+
+
+@contextmanager
+def staging(path: Path, replace: bool) -> Iterator[Path]:
+    """Lock an index folder and yield a place for a build's files, removed whatever happens.
+
+    The lock is a file that a process holds with flock, so that a dead one holds none; where the
+    system has no flock, nothing is locked.
+
+    Raises:
+        IndexStateError: another build of this index is running.
+        SettingsError: as `check_folder` does, or the folder cannot be written.
+    """
+    segments = path / "segments"
+    created = [folder for folder in (segments, path, *path.parents) if not folder.exists()]
+    place = segments / f".new-{secrets.token_hex(4)}"
+    try:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            lock = _lock(path / _LOCK)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        try:
+            check_folder(path, replace)
+            try:
+                place.mkdir(parents=True)
+            except OSError as error:
+                raise _unwritable(path, error) from error
+            yield place
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+            (path / _LOCK).unlink(missing_ok=True)
+            os.close(lock)
+    finally:
+        for folder in created:
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
+
+
+def _unwritable(path: Path, error: OSError) -> SettingsError:
+    return SettingsError(f"{path}: cannot be written ({error.strerror})")
+
+
+def _lock(file: Path) -> int:
+    """Return the descriptor of a lock file, locked until it is closed."""
+    while True:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            if fcntl:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Its holder may have removed the file between the two calls above.
+            if os.path.samestat(os.fstat(descriptor), file.stat()):
+                return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            raise IndexStateError(
+                f"{file.parent}: another build of this index is running. Wait until it has ended."
+            ) from None
+        except FileNotFoundError:
+            pass
+        os.close(descriptor)
+
+
+def commit(path: Path, place: Path, manifest: dict[str, object], live: Set[str]) -> None:
+    """Move a build's files from `place` to theirs, replace the manifest, drop the files not live.
+
+    Args:
+        path: the index folder.
+        place: what `staging` gave; holds segments and FAISS files, finished.
+        manifest: what `manifest.json` will hold.
+        live: the names of the segments and FAISS files that the manifest names.
+    """
+    sync_tree(place)
+    for child in sorted(place.iterdir()):
+        room = path / ("ann" if child.suffix == ".faiss" else "segments")
+        room.mkdir(exist_ok=True)
+        child.replace(room / child.name)
+    for folder in (path / "segments", path / "ann", path.parent):
+        sync(folder)
+    write_json(path / MANIFEST, manifest)
+    for child, own in list(_entries(path)):
+        if own and child.name not in {*live, place.name, _LOCK}:
+            if child.is_dir():
+                shutil.rmtree(child, ignore_errors=True)
+            else:
+                child.unlink(missing_ok=True)
