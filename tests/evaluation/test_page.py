@@ -49,7 +49,8 @@ def question(number):
         "id": f"q{number}",
         "question": f"What is number {number}?",
         "golds": [f"gold {number}", f"other {number}"],
-        "scores": {"nDCG@10": 1 / (1 + number % 3), "EM": float(right), "F1": (number % 7) / 6},
+        "scores": {"nDCG@10": 1 / (1 + number % 3), "EM": float(right), "F1": (number % 7) / 6}
+        | ({"cover": 1.0} if number < 5 else {}),
         "hits": [
             {
                 "rank": rank,
@@ -111,7 +112,12 @@ def results(questions):
         "settings": {
             "command": {"index": "path/to/kb", "retriever": None, "reranker": None, "keep": 3},
             "questions": {"path": "some/dev.jsonl", "hash": "0"},
-            "judge": {"model": "judge-9", "system": "You judge " + 20 * "carefully "},
+            "judge": {
+                "model": "judge-9",
+                "rubrics": [
+                    {"name": "strict", "yes": "Y", "system": "You judge " + 20 * "carefully "}
+                ],
+            },
         },
         "hashes": {"questions": "0123456789abcdef"},
     }
@@ -261,6 +267,9 @@ def test_settings_and_the_judges_prompts(page):
     judge = page.find(id="judge")
     assert judge.find("dd").string == "judge-9"
     assert judge.pre.string.startswith("You judge carefully")
+    assert [term.string for term in judge.find_all(["dt", "summary"])] == [
+        "model", "rubrics · strict · name", "rubrics · strict · yes", "rubrics · strict · system",
+    ]  # fmt: skip
 
 
 def test_every_chart_has_a_caption_and_ids_of_its_own(page):
@@ -320,7 +329,8 @@ def test_a_run_without_reader_has_no_fields_of_answers(tmp_path):
             values[name] = {}
 
     soup = parsed(write_page(write_run(tmp_path / "run", change=change, questions=bare)))
-    assert soup.find(id="measure") and soup.find(id="order")
+    assert [option["value"] for option in soup.select("#measure option")] == ["nDCG@10"]
+    assert soup.find(id="order")
     assert not soup.find(id="stage") and not soup.find(id="abstained")
     assert not soup.find(class_="advice") and not soup.find(id="contexts")
     assert index(soup)["rows"][0] == [
@@ -347,8 +357,9 @@ def test_the_index_holds_each_question(page):
     for number, row in enumerate(found["rows"]):
         line = question(number)
         scores = [round(line["scores"][name], 4) for name in ("nDCG@10", "EM", "F1")]
+        scores.append(1 if number < 5 else None)
         assert row == [
-            line["id"], line["question"], line["golds"], [*scores, None], line["answer"],
+            line["id"], line["question"], line["golds"], scores, line["answer"],
             line["abstained"], line["stage"],
         ]  # fmt: skip
     assert len(found["rows"]) == 120
@@ -658,7 +669,10 @@ def test_the_page_of_what_evaluate_wrote(tmp_path):
     pipeline = Pipeline(Finder(), None, Teller())
     contexts = ("none", "retrieved", "wrong", "shuffled")
     found = evaluate(pipeline, EXAMPLES, qrels=QRELS, contexts=contexts, output=tmp_path / "run")
-    soup = parsed(write_page(tmp_path / "run"))
+    page = tmp_path / "run" / "report.html"
+    written = page.read_bytes()
+    assert write_page(tmp_path / "run") == page and page.read_bytes() == written
+    soup = parsed(page)
     assert [row[0] for row in rows_of(soup, "By context")[1:]] == list(contexts)
     em = found.answers["EM"]
     assert ["EM", f"{em.mean:.3f}", f"{em.low:.3f} – {em.high:.3f}", "2"] in rows_of(
@@ -672,7 +686,7 @@ def test_the_page_of_what_evaluate_wrote(tmp_path):
 @pytest.mark.usefixtures("no_charts")
 def test_the_page_of_a_run_of_another_system(tmp_path):
     evaluate_run({"q1": {"p": 2.0, "l": 1.0}}, QRELS, output=tmp_path / "run")
-    soup = parsed(write_page(tmp_path / "run"))
+    soup = parsed(tmp_path / "run" / "report.html")
     assert rows_of(soup, "Retrieval")[1][0] == "nDCG@10"
     assert index(soup)["rows"][0][:3] == ["q1", "", []]
     assert chunks(soup, "details")[0]["places"] == {}
@@ -827,7 +841,7 @@ def test_the_list_is_paged_searched_filtered_and_sorted(chromium, written):
     chromium.choose("measure", "cover")
     assert chromium.ids() == []
     chromium.choose("score", "none")
-    assert chromium.ids() == everything[:50]
+    assert chromium.ids() == everything[5:55]
     chromium.choose("score", "")
 
     chromium.choose("measure", "F1")
