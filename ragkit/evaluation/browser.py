@@ -40,6 +40,7 @@ class Browser:
             null where the question has no such thing.
         details: the chunks of the questions' details; see `_details`.
         passages: the chunks of the passages, each of them [title, text].
+        measures: those of which any question has a score.
         rows: question id -> its row.
         read: whether any question has an answer.
         stages: stage -> its questions.
@@ -48,6 +49,7 @@ class Browser:
     index: str = ""
     details: list[str] = field(default_factory=list)
     passages: list[str] = field(default_factory=list)
+    measures: list[str] = field(default_factory=list)
     rows: dict[str, int] = field(default_factory=dict)
     read: bool = False
     stages: dict[str, int] = field(default_factory=dict)
@@ -81,7 +83,11 @@ def build_browser(run: Path, measures: Sequence[str], contexts: Sequence[str]) -
                 browser.stages[row[6]] = browser.stages.get(row[6], 0) + 1
             rows.append(row)
         browser.details.append(_packed([details for _, details in questions]))
-    browser.index = script_json({"chunk": CHUNK, "measures": list(measures), "rows": rows})
+    scored = [p for p in range(len(measures)) if any(row[3][p] is not None for row in rows)]
+    for row in rows:
+        row[3] = [row[3][place] for place in scored]
+    browser.measures = [measures[place] for place in scored]
+    browser.index = script_json({"chunk": CHUNK, "measures": browser.measures, "rows": rows})
     return browser
 
 

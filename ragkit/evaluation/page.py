@@ -19,7 +19,6 @@ from .folder import MARK
 from .report import HEADLINES
 from .results import FORMAT
 from .stages import STAGES
-from .statistics import Estimate
 
 _CARDS = (*HEADLINES, "judge correct")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -108,17 +107,16 @@ def _page(run: Path, results: Mapping[str, Any]) -> str:
             for name in ("settings", "hashes")
         ],
         browser=browser,
-        measures=list(scores),
-        chosen=_chosen(scores, browser),
+        chosen=_chosen(browser),
         stages=[(stage, browser.stages[stage]) for stage in in_order(browser.stages, STAGES)],
     )
     return _SURROGATE.sub("\ufffd", text)
 
 
-def _chosen(scores: Mapping[str, Estimate], browser: Browser) -> str:
+def _chosen(browser: Browser) -> str:
     """Return the measure that the list of questions shows first."""
-    wanted = ("F1", "EM", *HEADLINES) if browser.read else HEADLINES
-    return next((name for name in wanted if name in scores), next(iter(scores), ""))
+    wanted = [*(("F1", "EM") if browser.read else ()), *HEADLINES, *browser.measures]
+    return next((name for name in wanted if name in browser.measures), "")
 
 
 def _title(settings: Mapping[str, Any]) -> str:
@@ -154,12 +152,13 @@ def _at(value: Any, *names: str) -> Any:
 
 
 def _texts(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the texts inside a JSON value, with the path of each."""
+    """Yield the texts inside a JSON value, with the path of each; items of lists by their names."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _texts(inner, f"{name} · {key}" if name else str(key))
     elif isinstance(value, list):
         for place, inner in enumerate(value, start=1):
-            yield from _texts(inner, f"{name} {place}".strip())
+            label = str(_at(inner, "name") or place)
+            yield from _texts(inner, f"{name} · {label}" if name else label)
     elif value is not None:
         yield name, str(value)

@@ -179,12 +179,12 @@
   function contextsView(detail, passages) {
     if (!detail.contexts.length) return [];
     const names = [...new Set(detail.contexts.flatMap(([, of]) => Object.keys(of.scores)))];
-    const head = ["Context", "Answer", ...names, "Shown"];
+    const head = [["Context", ""], ["Answer", "words"], ...names.map((name) => [name, "score"]), ["Shown", "shown"]];
     const body = detail.contexts.map(([name, of]) => el("tr", {},
       el("th", { scope: "row" }, name),
       el("td", { class: "words" }, of.answer || (of.abstained ? "(abstained)" : "–")),
-      ...names.map((measure) => el("td", {}, show(of.scores[measure]))),
-      el("td", { class: "words" }, of.shown.map((id, place) => `[${place + 1}] ${id}`).join("  ") || "nothing")));
+      ...names.map((measure) => el("td", { class: "score" }, show(of.scores[measure]))),
+      el("td", { class: "shown" }, of.shown.map((id, place) => `[${place + 1}] ${id}`).join("  ") || "nothing")));
     const listed = new Set(detail.hits.map((hit) => hit[1]));
     const gold = new Set(detail.contexts.flatMap(([name, of]) => (name === "gold" ? of.shown : [])));
     const others = [...new Set(detail.contexts.flatMap(([, of]) => of.shown))].filter((id) => !listed.has(id));
@@ -192,7 +192,7 @@
       gold.has(id) ? [el("span", { class: "mark gold" }, "gold")] : [], passages));
     return [el("h2", {}, "Answers in other contexts"),
       el("div", { class: "scroll" }, el("table", { class: "contexts" },
-        el("thead", {}, el("tr", {}, ...head.map((title) => el("th", { scope: "col" }, title)))),
+        el("thead", {}, el("tr", {}, ...head.map(([title, kind]) => el("th", { class: kind, scope: "col" }, title)))),
         el("tbody", {}, ...body))),
       items.length ? el("details", {}, el("summary", {}, `Passages shown there and not listed above (${items.length})`),
         el("ol", { class: "passages" }, ...items)) : null];
@@ -287,7 +287,8 @@
   }
 
   byId("filters").addEventListener("submit", (event) => event.preventDefault());
-  byId("filters").addEventListener("input", update);
+  byId("search").addEventListener("input", update);
+  for (const select of byId("filters").querySelectorAll("select")) select.addEventListener("change", update);
   byId("first").addEventListener("click", () => turn(0));
   byId("previous").addEventListener("click", () => turn(state.page - 1));
   byId("next").addEventListener("click", () => turn(state.page + 1));

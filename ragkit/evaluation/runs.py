@@ -103,7 +103,6 @@ def evaluate(
         results = Results(**scored.summary, costs=task.meter.costs, settings=used)
         if folder:
             write_folder(folder, examples, gold.qrels, record, scored, results)
-            write_page(folder)
     return results
 
 
@@ -155,7 +154,6 @@ def evaluate_run(
         results = Results(**scored.summary, costs={}, settings=used)
         if folder:
             write_folder(folder, asked, gold.qrels, record, scored, results)
-            write_page(folder)
     return results
 
 
@@ -165,5 +163,7 @@ def _output(path: str | Path | None, replace: bool) -> Iterator[tuple[Path | Non
         yield None, Passages(None)
         return
     made = new_folder(Path(path), replace=replace, mark=MARK)
-    with made as folder, Passages(folder / "passages.jsonl") as kept:
-        yield folder, kept
+    with made as folder:
+        with Passages(folder / "passages.jsonl") as kept:
+            yield folder, kept
+        write_page(folder)

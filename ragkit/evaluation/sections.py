@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import isfinite
 from typing import Any
 
 from . import charts
@@ -78,7 +79,11 @@ def sections_of(results: Mapping[str, Any]) -> list[Section]:
 
 def estimates_of(values: Mapping[str, Any], known: Sequence[str] = _MEASURES) -> Estimates:
     """Read estimates by name, the known names first, and numbers within them by size."""
-    return {name: Estimate(**values[name]) for name in in_order(values, known)}
+    estimates = {name: Estimate(**values[name]) for name in in_order(values, known)}
+    for name, found in estimates.items():
+        if not all(map(isfinite, (found.mean, found.low, found.high))):
+            raise ValueError(f"{name} is {found}")
+    return estimates
 
 
 def in_order(names: Iterable[str], known: Sequence[str]) -> list[str]:
