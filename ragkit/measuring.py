@@ -217,6 +217,7 @@ def _measure(
     from .corpus import read_qrels
     from .evaluation.contexts import check_contexts
     from .evaluation.runs import evaluate as measure
+    from .readers import GeneratorReader
 
     if not evaluation.questions or not evaluation.output:
         raise SettingsError("evaluate needs --questions and --output, or --run and --qrels")
@@ -234,6 +235,9 @@ def _measure(
             read=evaluation.reader,
             progress=lambda done, total: progress("read", done, total),
         )
+        if isinstance(pipeline.reader, GeneratorReader):
+            for example in examples:  # one too long for the generator is refused before any work
+                pipeline.reader.prompt(example.query, ())
         return measure(
             pipeline,
             examples,

@@ -117,3 +117,13 @@ def test_a_folder_that_is_no_run_is_never_replaced(place, capsys):
     assert run_app([*command, "--no-reader", "--replace"]) == 2
     assert "has no results.json" in capsys.readouterr().err
     assert (place / "mine" / "precious.txt").read_text() == "x"
+
+
+def test_a_question_too_long_for_the_generator_is_refused_before_any_work(place, capsys):
+    (place / "long.jsonl").write_text(
+        json.dumps({"id": "q1", "question": "tin " * 9000, "answers": ["232"]}) + "\n"
+    )
+    command = ["evaluate", "--index", "kb", "--questions", "long.jsonl", "--output", "run"]
+    assert run_app([*command, "--server", "http://127.0.0.1:9/v1", "--generator", "m"]) == 1
+    assert "Shorten it" in capsys.readouterr().err  # the server was not asked
+    assert not (place / "run").exists()

@@ -416,3 +416,15 @@ def test_the_language_is_that_of_the_sentences_too(
         pieces[language] = [document.text for document in Index.open(path).documents]
     assert pieces["german"] == [text[:13], text[14:]]
     assert pieces["english"] == [text[:28], text[29:]]
+
+
+def test_numbers_of_a_filter_match_a_tables_spelling(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "c.tsv"
+    table.write_text("id\ttext\tyear\na\ttin melts\t1990\nb\ttin melts\t1991\n", encoding="utf-8")
+    place = str(tmp_path / "kb")
+    assert run(index_app, ["build", str(table), "--index", place, "--stores", "bm25"]) == 0
+    capsys.readouterr()
+    assert run_app(["search", "tin", "--index", place, "--where", "year=1990", "--json"]) == 0
+    assert [hit["id"] for hit in json.loads(capsys.readouterr().out)["hits"]] == ["a"]
