@@ -10,6 +10,7 @@ settings.json   what the run was made with
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,8 @@ from .page import write_page
 from .results import Results
 from .scoring import Record, score
 from .task import Task
+
+_log = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -166,4 +169,7 @@ def _output(path: str | Path | None, replace: bool) -> Iterator[tuple[Path | Non
     with made as folder:
         with Passages(folder / "passages.jsonl") as kept:
             yield folder, kept
-        write_page(folder)
+        try:
+            write_page(folder)
+        except DataError as error:  # a page can be written again, a run not
+            _log.warning("The run is kept without its page: %s", error)

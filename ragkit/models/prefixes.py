@@ -17,6 +17,9 @@ Layers: TypeAlias = list[tuple[torch.Tensor, torch.Tensor]]
 _SAVED = {"cpu": 0.15}  # the share of tokens from which reading row by row is faster than padded
 _SAVED_ELSEWHERE = 0.5
 _ROWS = 64  # in a batch, at most
+_CACHE_BYTES = (
+    2 << 30
+)  # of a batch's keys and values: the more rows, the fewer times weights pass by
 
 
 class RoomyLayer(DynamicLayer):
@@ -82,7 +85,8 @@ def generation_batches(
     groups = list(places.values())
     distinct = [rows[group[0]] for group in groups]
     if len(distinct) > 1 and worth_sharing(model, distinct):
-        for batch, cache in shared_prefixes(model, distinct, budget, _ROWS, room):
+        cached = max(budget, _CACHE_BYTES // _bytes_per_token(model))
+        for batch, cache in shared_prefixes(model, distinct, cached, _ROWS, room):
             yield [groups[i] for i in batch], [distinct[i] for i in batch], cache
         return
     for batch in batches([len(ids) + room for ids in distinct], budget, limit=_ROWS):
@@ -136,7 +140,7 @@ def shared_prefixes(
             yield batch, _stack(kept, room)
             batch, kept = [], []
         batch.append(position)
-        kept.append(layers)
+        kept.append(list(layers))
     if batch:
         yield batch, _stack(kept, room)
 
@@ -168,8 +172,13 @@ def _nothing(model: Any) -> list[torch.Tensor]:
     return [empty] * config.num_hidden_layers
 
 
+def _bytes_per_token(model: Any) -> int:
+    empty = _nothing(model)
+    return 2 * len(empty) * empty[0].shape[1] * empty[0].shape[3] * empty[0].element_size()
+
+
 def _stack(rows: Sequence[Layers], room: int) -> Cache:
-    """Return the rows' caches as one, padded on the left."""
+    """Return the rows' caches as one, padded on the left; takes the rows' tensors from them."""
     width = max(layers[0][0].shape[2] for layers in rows)
     stacked: list[Any] = []
     for layer in range(len(rows[0])):
@@ -181,6 +190,8 @@ def _stack(rows: Sequence[Layers], room: int) -> Cache:
             for row, tensor in enumerate(tensors):
                 out[row, :, width - tensor.shape[2] :] = tensor[0]
             joined.append(out)
+        for layers in rows:  # they are copied: free them
+            layers[layer] = (joined[0][:0], joined[1][:0])
         stacked.append(RoomyLayer(room))
         if width:
             stacked[-1].update(*joined)

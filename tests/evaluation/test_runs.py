@@ -567,3 +567,13 @@ def test_a_run_of_any_system_is_scored_as_trec_eval_does(tmp_path):
 def test_runs_that_cannot_be_scored(ranking, message):
     with pytest.raises(DataError, match=message):
         evaluate_run(ranking, {"q1": {"a": 1}})
+
+
+def test_a_page_that_fails_does_not_take_the_run_with_it(tmp_path, monkeypatch, caplog):
+    def fail(folder):
+        raise DataError("no page today")
+
+    monkeypatch.setattr("ragkit.evaluation.runs.write_page", fail)
+    run(qrels=QRELS, output=tmp_path / "run")
+    assert (tmp_path / "run" / "results.json").is_file()
+    assert "without its page: no page today" in caplog.text
