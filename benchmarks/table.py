@@ -3,7 +3,7 @@
     python benchmarks/table.py --write     # or --check, which fails where README differs
 
 README marks each place with `<!-- benchmark:NAME -->` and `<!-- /benchmark -->`; NAME is
-retrieval, reading or speed.
+retrieval, reading, contexts or speed.
 """
 
 from __future__ import annotations
@@ -79,6 +79,17 @@ def reading(rows: Sequence[dict[str, Any]]) -> str:
     )
 
 
+def contexts(rows: Sequence[dict[str, Any]]) -> str:
+    """Lay out the context-use tables of quality_reading.py, a set after the other."""
+    lines = [
+        (row["settings"]["set"], context, *(_mean(scores[m]) for m in ("EM", "F1", "cover")),
+         str(scores["F1"]["n"]))
+        for row in rows
+        for context, scores in row["contexts"].items()
+    ]  # fmt: skip
+    return _table(("set", "passages given", "EM", "F1", "cover", "n"), lines)
+
+
 def speed(rows: Sequence[dict[str, Any]]) -> str:
     """Lay out speed.py's rows; ratios above 1 are in ragkit's favour."""
     cells = []
@@ -109,6 +120,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 TABLES: dict[str, Callable[[Sequence[dict[str, Any]]], str]] = {
     "retrieval": retrieval,
     "reading": reading,
+    "contexts": contexts,
     "speed": speed,
 }
 

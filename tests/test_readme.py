@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,14 @@ def test_commands_run(
         assert code == 0, f"{line}: {out.err}"
         assert out.out.strip(), line
     assert (tmp_path / "runs" / "hybrid" / "report.html").is_file()
+
+
+def test_tables_are_those_of_the_results() -> None:
+    script = ROOT / "benchmarks" / "table.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_settings_file_is_one_that_the_commands_read(tmp_path: Path) -> None:
