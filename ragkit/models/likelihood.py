@@ -24,6 +24,7 @@ _Row: TypeAlias = tuple[list[int], list[list[int]]]
 
 _LOGITS = 1 << 25  # logits held at a time: 128 MiB in fp32
 _TEXT_WINDOW = 2048
+_WORTH = 128  # the tokens that are worth a forward pass of their own
 
 
 class LikelihoodScorer:
@@ -147,7 +148,7 @@ class LikelihoodScorer:
         fan = max((len(scored) for _, scored in rows), default=1)
         budget = self._budget // max(1, fan)
         lengths = [len(context) for context, _ in rows]
-        for batch in batches(lengths, budget, limit=self._positions):
+        for batch in _alike(lengths, budget, self._positions):
             yield from zip(batch, self._batch([rows[i] for i in batch]), strict=True)
 
     @torch.inference_mode()
@@ -163,8 +164,8 @@ class LikelihoodScorer:
             .numpy()
         )
         longer = [place for place, continuation in enumerate(flat) if len(continuation) > 1]
-        lengths = [mask.shape[1] + len(flat[place]) - 1 for place in longer]
-        for part in batches(lengths, self._budget, limit=self._positions):
+        lengths = [len(flat[place]) - 1 for place in longer]
+        for part in _alike(lengths, self._budget, self._positions, mask.shape[1]):
             places = [longer[i] for i in part]
             chosen = torch.tensor([owners[place] for place in places], device=mask.device)
             own = deepcopy(cache)
@@ -213,3 +214,18 @@ class LikelihoodScorer:
             found = logits.gather(-1, targets[:, columns])[..., 0] - logits.logsumexp(-1)
             totals += (found * scored[:, columns]).cpu().double().sum(1).numpy()
         return totals
+
+
+def _alike(lengths: Sequence[int], budget: int, limit: int, more: int = 0) -> Iterator[list[int]]:
+    """Group positions as `batches` does, and again where a quarter and more would be padding.
+
+    `more` is what each row takes of the budget beside its length.
+    """
+    for batch in batches([length + more for length in lengths], budget, limit):
+        start = 0
+        for end, position in enumerate(batch):
+            longest = lengths[batch[start]]
+            if 4 * lengths[position] < 3 * longest and longest * (end - start) >= _WORTH:
+                yield batch[start:end]
+                start = end
+        yield batch[start:]
