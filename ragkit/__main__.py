@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter, validators
 
-from . import __version__, measuring
+from . import __version__, comparing, measuring
 from .assemble import RetrievalSettings, assemble
 from .console import parse_where, print_json, progress_bars, run, say
 from .measuring import READING, Reading, Where, filtered
@@ -20,7 +20,7 @@ app = App(
     help="Search, ask and evaluate over an index. A TOML file of settings: --config FILE.",
     version=__version__,
 )
-for command in (measuring.evaluate, measuring.compare, measuring.leaks):
+for command in (measuring.evaluate, comparing.compare, comparing.leaks):
     app.command(command)
 Retrieval = Annotated[RetrievalSettings, Parameter(name="*")]
 RETRIEVAL = RetrievalSettings()

@@ -27,6 +27,13 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False, indent=2, default=str))
 
 
+def print_tables(tables: Sequence[Any]) -> None:
+    """Print tables and sentences on standard output, a blank line between them."""
+    from rich.console import Console
+
+    Console().print(*tables, sep="\n\n")
+
+
 def say(message: str) -> None:
     """Print a message for people on standard error."""
     print(message, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The commands that measure: `ragkit evaluate`, `compare`, `leaks`."""
+"""The command that measures: `ragkit evaluate`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from .assemble import PipelineSettings, assemble, load_generator, open_index, resolved
-from .console import parse_where, print_json, progress_bars, say
+from .console import parse_where, print_json, print_tables, progress_bars, say
 from .errors import SettingsError
-from .types import Example, Qrels, Query
+from .types import Example, Progress, Qrels, Query, Reader
 
 if TYPE_CHECKING:
+    from .evaluation.probes import ProbeScores
     from .evaluation.results import Results
     from .readers import TextGenerator
 
@@ -45,6 +46,11 @@ class EvaluationSettings:
     """Shares of distractors among the passages, such as 0,0.5,0.75,1."""
     need: Literal["any", "all"] = "any"
     """Whether a question needs one relevant document or all (multi-hop)."""
+    probes: Annotated[list[Path] | None, Parameter(negative="", consume_multiple=True)] = None
+    """Files of general ability (multiple choice, answers, or texts) that the generator is scored
+    on."""
+    probe_limit: int | None = None
+    """Only the first items of each probe."""
     judge: str | None = None
     """A generator that judges whether answers are correct and rest on their passages, by name."""
     judge_server: str | None = None
@@ -92,123 +98,9 @@ def evaluate(
     else:
         from .evaluation.report import run_tables
 
-        _show(run_tables(results, title=str(evaluation.output or evaluation.run)))
+        print_tables(run_tables(results, title=str(evaluation.output or evaluation.run)))
         if evaluation.output:
             say(f"To read question by question: {evaluation.output / 'report.html'}")
-
-
-def compare(
-    *runs: str, other_corpus: bool = False, output: Path | None = None, json: bool = False
-) -> None:
-    """Compare run folders question by question: differences, intervals, tests.
-
-    The first is the baseline of the others. Runs that differ in nothing but their seed are one
-    system, as are folders joined by commas: tuned=seed0,seed1,seed2.
-
-    Example: ragkit compare base-run tuned-run
-
-    Parameters
-    ----------
-    runs
-        Run folders, or NAME=FOLDER,FOLDER,… for a system of several seeds.
-    other_corpus
-        Compare runs over different documents, too (other splits of them, say).
-    output
-        Write the comparison here, as JSON.
-    json
-        Print the comparison as JSON.
-    """
-    from .artefacts import check_file, write_json
-    from .evaluation.comparison import compare as compared
-    from .evaluation.report import comparison_tables
-    from .evaluation.systems import group_runs
-
-    if output:
-        check_file(output)
-    comparison = compared(group_runs(runs), other_corpus=other_corpus)
-    if output:
-        write_json(output, comparison.to_json())
-    if json:
-        print_json(comparison.to_json())
-    else:
-        _show(comparison_tables(comparison))
-
-
-def leaks(
-    train: Path,
-    test: Path,
-    /,
-    *,
-    corpus: Annotated[list[Path] | None, Parameter(negative="", consume_multiple=True)] = None,
-    train_qrels: Path | None = None,
-    test_qrels: Path | None = None,
-    threshold: float = 0.8,
-    output: Path | None = None,
-    json: bool = False,
-) -> None:
-    """Tell which questions of a test set stand, exactly or nearly, in a training set.
-
-    Example: ragkit leaks train.jsonl test.jsonl --corpus corpus.jsonl
-
-    Parameters
-    ----------
-    train
-        The questions that are trained on.
-    test
-        The questions that are kept to measure by.
-    corpus
-        Documents, to find test questions that stand in them and answers that do not.
-    train_qrels
-        Only the questions of `train` that these judge.
-    test_qrels
-        Only the questions of `test` that these judge.
-    threshold
-        From which Jaccard similarity two questions are nearly the same.
-    output
-        Write all that was found here, as JSON.
-    json
-        Print all that was found as JSON.
-    """
-    from .artefacts import check_file, write_json
-    from .corpus import read_documents
-    from .evaluation.leaks import audit
-    from .evaluation.report import leaks_table
-
-    if output:
-        check_file(output)
-    learnt = _judged(train, train_qrels)
-    one_set = (train, train_qrels) == (test, test_qrels)
-    with progress_bars() as progress:
-        found = audit(
-            learnt,
-            learnt if one_set else _judged(test, test_qrels),
-            read_documents(corpus) if corpus else None,
-            threshold=threshold,
-            progress=progress,
-        )
-    if output:
-        write_json(output, found.to_json())
-    if json:
-        print_json(found.to_json())
-    else:
-        _show([leaks_table(found, title=f"{test} against {train}")])
-
-
-def _judged(questions: Path, qrels: Path | None) -> list[Example]:
-    """Read questions; those that the qrels judge, if there are any."""
-    from .corpus import read_qrels, read_questions
-
-    examples = read_questions(questions)
-    if qrels is None:
-        return examples
-    judged = read_qrels(qrels)
-    return [example for example in examples if example.query.id in judged]
-
-
-def _show(tables: Sequence[Any]) -> None:
-    from rich.console import Console
-
-    Console().print(*tables, sep="\n\n")
 
 
 def _measure(
@@ -247,6 +139,7 @@ def _measure(
             contexts=contexts,
             noise=noise,
             judge=_judge(settings, evaluation),
+            probes=_probes(pipeline.reader, evaluation, progress),
             output=evaluation.output,
             replace=evaluation.replace,
             settings={
@@ -276,6 +169,30 @@ def _examples(
     examples = examples[:limit]
     queries = filtered([example.query for example in examples], where)
     return [replace(e, query=query) for e, query in zip(examples, queries, strict=True)]
+
+
+def _probes(
+    reader: Reader | None, evaluation: EvaluationSettings, progress: Progress
+) -> list[ProbeScores]:
+    from .evaluation.probe_files import read_probe
+    from .evaluation.probes import run_probe
+    from .models.names import cache_folder
+
+    if not evaluation.probes:
+        return []
+    model: Any = getattr(reader, "generator", None)
+    if not hasattr(model, "loglikelihoods"):
+        raise SettingsError("--probes needs a local generator: no other tells its likelihoods")
+    return [
+        run_probe(
+            model,
+            probe,
+            limit=evaluation.probe_limit,
+            progress=progress,
+            cache=cache_folder() / "probes",
+        )
+        for probe in map(read_probe, evaluation.probes)
+    ]
 
 
 def _judge(settings: PipelineSettings, evaluation: EvaluationSettings) -> TextGenerator | None:

@@ -127,3 +127,13 @@ def test_a_question_too_long_for_the_generator_is_refused_before_any_work(place,
     assert run_app([*command, "--server", "http://127.0.0.1:9/v1", "--generator", "m"]) == 1
     assert "Shorten it" in capsys.readouterr().err  # the server was not asked
     assert not (place / "run").exists()
+
+
+def test_probes_need_a_model_that_tells_likelihoods(place, capsys):
+    (place / "p.jsonl").write_text(
+        '{"id": "1", "question": "Is tin a metal?", "choices": ["yes", "no"], "answer": 0}\n'
+    )
+    command = ["evaluate", "--index", "kb", "--questions", "q.jsonl", "--output", "run"]
+    server = ["--server", "http://127.0.0.1:9/v1", "--generator", "m"]
+    assert run_app([*command, *server, "--probes", "p.jsonl"]) == 2
+    assert "--probes needs a local generator" in capsys.readouterr().err

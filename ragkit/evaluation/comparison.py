@@ -150,7 +150,7 @@ def _order(measure: str) -> tuple[bool, list[str | int]]:
 def _scored(runs: Sequence[RunFolder], measure: str) -> tuple[Questions, Questions]:
     """Return the questions that all runs score by a measure, and those that only some do."""
     counts = Counter(query for run in runs for query in run.scores[measure])
-    asked = [query for query in runs[0].questions if query in counts]
+    asked = list(counts)
     shared = tuple(query for query in asked if counts[query] == len(runs))
     return shared, tuple(query for query in asked if counts[query] < len(runs))
 

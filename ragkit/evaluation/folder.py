@@ -12,11 +12,15 @@ from ..artefacts import to_json, write_json
 from ..corpus import write_run
 from ..types import Answer, Document, Example, Qrels
 from .metrics import judged_ids
+from .probes import ProbeScores
 from .results import Results
 from .scoring import Record, Scored
 
 MARK = "results.json"
 """The file by which a run folder is known."""
+
+PROBES = "probes.jsonl"
+"""The file of a run folder that holds the items of probes."""
 
 
 class Passages:
@@ -64,6 +68,18 @@ def write_folder(
             handle.write(to_json(row) + "\n")
     write_json(folder / "settings.json", results.settings)
     write_json(folder / MARK, results.to_json())
+
+
+def write_probes(folder: Path, probes: Sequence[ProbeScores]) -> None:
+    """Write the items of probes, a line each, so that runs can be compared item by item."""
+    if not probes:
+        return
+    with (folder / PROBES).open("w", encoding="utf-8", newline="\n") as handle:
+        for scores in probes:
+            for name, values in scores.by_item.items():
+                for item, value in zip(scores.ids, values, strict=True):
+                    row = {"probe": scores.probe, "items": scores.items, "id": item}
+                    handle.write(to_json(row | {"measure": name, "value": value}) + "\n")
 
 
 def _rows(

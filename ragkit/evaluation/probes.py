@@ -79,6 +79,14 @@ class ProbeScores:
     estimates: dict[str, Estimate]
     values: dict[str, tuple[float, ...]]
 
+    @property
+    def by_item(self) -> dict[str, tuple[float, ...]]:
+        """Measures that each item has alone; of a text that is `nats per token`."""
+        if self.kind != "texts":
+            return self.values
+        pairs = zip(self.values["nats"], self.values["tokens"], strict=True)
+        return {"nats per token": tuple(nats / tokens for nats, tokens in pairs)}
+
 
 def run_probe(
     model: LikelihoodModel,

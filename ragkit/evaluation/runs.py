@@ -3,6 +3,7 @@
 report.html     all of it as one page, to look at
 results.json    scores with their intervals, losses, counts, costs, settings, hashes of the data
 answers.jsonl   one line per question: answer, gold answers, scores, hits, prompt
+probes.jsonl    the items of probes of general ability, if there were any
 passages.jsonl  the documents that those lines name, up to rank 10
 run.trec        the ranking that was scored, for trec_eval or any other tool
 settings.json   what the run was made with
@@ -22,11 +23,12 @@ from ..pipeline import Pipeline
 from ..types import Example, Progress, Qrels, Query, Run, quiet
 from .contexts import check_contexts
 from .evidence import Corpus, Evidence, Need
-from .folder import MARK, Passages, write_folder
+from .folder import MARK, Passages, write_folder, write_probes
 from .gold import gold_of, sample, warn_of_mixed_ids
 from .judge import CORRECT, FAITHFUL, JudgeGenerator
 from .metrics import check_ks, judged_run, strictly_decreasing
 from .page import write_page
+from .probes import ProbeScores
 from .results import Results
 from .scoring import Record, score
 from .task import Task
@@ -45,6 +47,7 @@ def evaluate(
     contexts: Sequence[str] = (),
     noise: Sequence[float] = (),
     judge: JudgeGenerator | None = None,
+    probes: Sequence[ProbeScores] = (),
     output: str | Path | None = None,
     replace: bool = False,
     settings: Mapping[str, Any] | None = None,
@@ -69,11 +72,11 @@ def evaluate(
         need: whether one relevant document is enough for a question, or all are needed.
         contexts: what else the reader is given, by names of `contexts.CONTEXTS`.
         noise: the shares of distractors of a noise sweep, 0 to 1.
+        probes: what `run_probe` gave for the reader's model, to be kept with the run.
         judge: a generator that judges whether answers are correct and rest on what was shown.
         output: the run folder to write: whole, or not at all.
         replace: whether `output` may replace a folder that exists.
-        settings: JSON values to keep with the run (the index's manifest, names of models, …);
-            `ks`, `need` and `seed` are added.
+        settings: JSON values to keep with the run; `ks`, `need` and `seed` are added.
         progress: told of the stages `retrieve` and `read`.
         seed: of the bootstrap and of places in contexts.
 
@@ -103,8 +106,14 @@ def evaluate(
             used["judge"] = [rubric.describe() for rubric in (CORRECT, FAITHFUL)]
             task.judge(record, judge)
         scored = score(record, examples, gold, evidence, corpus, ks, seed)
-        results = Results(**scored.summary, costs=task.meter.costs, settings=used)
+        results = Results(
+            **scored.summary,
+            costs=task.meter.costs,
+            settings=used,
+            probes={scores.probe: scores.estimates for scores in probes},
+        )
         if folder:
+            write_probes(folder, probes)
             write_folder(folder, examples, gold.qrels, record, scored, results)
     return results
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..artefacts import read_json, to_json
 from ..errors import DataError, SettingsError
-from .folder import MARK
+from .folder import MARK, PROBES
 from .gold import sample
 from .results import FORMAT
 from .scoring import Scores
@@ -80,7 +80,7 @@ def read_run_folder(path: str | Path) -> RunFolder:
             f"{folder / 'answers.jsonl'}: has {len(questions)} lines where {MARK} counts {count} "
             "questions: the folder is damaged. Evaluate again."
         )
-    return RunFolder(folder, settings, hashes, questions, scores)
+    return RunFolder(folder, settings, hashes, questions, scores | _read_probes(folder / PROBES))
 
 
 def _read_scores(path: Path) -> tuple[tuple[str, ...], Scores]:
@@ -98,6 +98,19 @@ def _read_scores(path: Path) -> tuple[tuple[str, ...], Scores]:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     return tuple(questions), scores
+
+
+def _read_probes(path: Path) -> Scores:
+    """Read what items of probes scored, under their id and the hash of their probe's items."""
+    scores: Scores = {}
+    try:
+        for line in path.read_bytes().splitlines() if path.exists() else ():
+            row = json.loads(line)
+            of = scores.setdefault(f"{row['measure']} ({row['probe']})", {})
+            of[f"{row['items']}:{row['id']}"] = float(row["value"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise DataError(f"{path}: is damaged ({error}). Evaluate again.") from error
+    return scores
 
 
 def _row(line: bytes, where: str) -> tuple[str, dict[str, float]]:

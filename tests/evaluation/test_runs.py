@@ -577,3 +577,22 @@ def test_a_page_that_fails_does_not_take_the_run_with_it(tmp_path, monkeypatch, 
     run(qrels=QRELS, output=tmp_path / "run")
     assert (tmp_path / "run" / "results.json").is_file()
     assert "without its page: no page today" in caplog.text
+
+
+def test_probes_are_kept_with_the_run_and_compared_item_by_item(tmp_path):
+    from ragkit.evaluation.comparison import compare
+    from ragkit.evaluation.probes import ProbeScores
+    from ragkit.evaluation.statistics import Estimate
+    from ragkit.evaluation.systems import group_runs
+
+    def scores(*right):
+        estimates = {"accuracy": Estimate(sum(right) / 3, 0.0, 1.0, 3)}
+        return ProbeScores("arc", "choices", "h", ("1", "2", "3"), estimates, {"accuracy": right})
+
+    before = run(qrels=QRELS, output=tmp_path / "a", probes=[scores(1.0, 1.0, 0.0)])
+    run(qrels=QRELS, output=tmp_path / "b", probes=[scores(1.0, 0.0, 0.0)])
+    assert before.to_json()["probes"]["arc"]["accuracy"]["n"] == 3
+    found = compare(group_runs([f"one={tmp_path / 'a'}", f"two={tmp_path / 'b'}"]))
+    (outcome,) = [o for o in found.outcomes if o.measure == "accuracy (arc)"]
+    assert (outcome.difference.mean, outcome.difference.n) == (pytest.approx(-1 / 3), 3)
+    assert (outcome.difference.wins, outcome.difference.losses) == (0, 1)
