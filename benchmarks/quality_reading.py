@@ -44,12 +44,13 @@ def main() -> None:
     parser.add_argument("--parts", default="depths,squad,popqa,hotpotqa,musique")
     parser.add_argument("--questions", type=int, default=300)
     parser.add_argument("--prompt", default="ragkit")
+    parser.add_argument("--no-noise", action="store_true", help="leave the noise sweep out")
     arguments = parser.parse_args()
     generator = Generator.load("SmolLM2-135M-Instruct")
     reader = GeneratorReader(generator, style=arguments.prompt, max_new_tokens=32)
     for part in arguments.parts.split(","):
         measure = depths if part == "depths" else contexts
-        rows = measure(part, reader, arguments.questions)
+        rows = measure(part, reader, arguments)
         settings = {"questions": arguments.questions, "seed": 0, "prompt": arguments.prompt}
         save(f"{'reading' if part == 'depths' else 'contexts'}/{part}", rows, settings)
 
@@ -62,9 +63,9 @@ def chosen(name: str, count: int) -> tuple[list[Example], Qrels]:
     return random.Random(0).sample(asked, min(count, len(asked))), qrels
 
 
-def depths(part: str, reader: GeneratorReader, count: int) -> list[dict[str, Any]]:
+def depths(part: str, reader: GeneratorReader, arguments: Any) -> list[dict[str, Any]]:
     """Read with BM25's best k passages, with none, and with the gold one."""
-    examples, qrels = chosen("squad", count)
+    examples, qrels = chosen("squad", arguments.questions)
     queries = [example.query for example in examples]
     documents = {d.id: d for d in read_documents([data_folder() / "squad" / "corpus.jsonl.gz"])}
     with tempfile.TemporaryDirectory() as place:
@@ -91,22 +92,22 @@ def depths(part: str, reader: GeneratorReader, count: int) -> list[dict[str, Any
     return rows
 
 
-def contexts(part: str, reader: GeneratorReader, count: int) -> list[dict[str, Any]]:
+def contexts(part: str, reader: GeneratorReader, arguments: Any) -> list[dict[str, Any]]:
     """Evaluate hybrid retrieval and the reader on a set, in all contexts."""
-    examples, qrels = chosen(part, count)
+    examples, qrels = chosen(part, arguments.questions)
     multi_hop = part in MULTI_HOP
     with tempfile.TemporaryDirectory() as place, progress_bars() as progress:
         documents = read_documents([data_folder() / part / "corpus.jsonl.gz"])
         parts = retrievers(Path(place) / "kb", list(documents))
         reader.progress = lambda done, total: progress("read", done, total)
         results = evaluate(
-            Pipeline(HybridRetriever(parts[1:]), reader=reader, keep=KEEP.get(part, 3)),
+            Pipeline(HybridRetriever(list(parts[1:])), reader=reader, keep=KEEP.get(part, 3)),
             examples,
             qrels=qrels,
             corpus=parts[0],
             need="all" if multi_hop else "any",
             contexts=() if multi_hop else CONTEXTS,
-            noise=() if multi_hop else NOISE,
+            noise=() if multi_hop or arguments.no_noise else NOISE,
             settings={"set": part},
             progress=progress,
         )
