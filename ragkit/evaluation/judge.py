@@ -11,7 +11,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..artefacts import fingerprint
 from ..errors import DataError, ModelError, SettingsError
@@ -212,6 +212,12 @@ FAITHFUL = Rubric(
 )
 """Whether the shown passages support an answer, right or wrong. An abstention claims nothing: leave
 answers that abstain out, and those to whose questions no passage was shown."""
+
+
+def describe_judge(generator: JudgeGenerator) -> dict[str, Any]:
+    """Return the judge's name, if it has one, and the wording of what it is asked."""
+    rubrics = [rubric.describe() for rubric in (CORRECT, FAITHFUL)]
+    return {"model": str(getattr(generator, "name", "")), "rubrics": rubrics}
 
 
 def judge(

@@ -25,7 +25,7 @@ from .contexts import check_contexts
 from .evidence import Corpus, Evidence, Need
 from .folder import MARK, Passages, write_folder, write_probes
 from .gold import gold_of, sample, warn_of_mixed_ids
-from .judge import CORRECT, FAITHFUL, JudgeGenerator
+from .judge import JudgeGenerator, describe_judge
 from .metrics import check_ks, judged_run, strictly_decreasing
 from .page import write_page
 from .probes import ProbeScores
@@ -103,7 +103,7 @@ def evaluate(
         warn_of_mixed_ids(record.run, gold.qrels)
         task.read(record, passages)
         if judge:
-            used["judge"] = [rubric.describe() for rubric in (CORRECT, FAITHFUL)]
+            used["judge"] = describe_judge(judge)
             task.judge(record, judge)
         scored = score(record, examples, gold, evidence, corpus, ks, seed)
         results = Results(

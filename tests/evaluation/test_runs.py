@@ -529,7 +529,7 @@ def test_a_judge_scores_what_it_clearly_says(tmp_path):
     assert "judge faithful" not in results.answers  # no reply could be read
     assert results.listed["judge_correct_unread"] == ["q1", "q3"]
     assert results.counts["judge_faithful_unread"] == 2  # those with passages that did not abstain
-    assert results.settings["judge"][0]["name"] == "correct"
+    assert results.settings["judge"]["rubrics"][0]["name"] == "correct"
     rows = [json.loads(row) for row in (tmp_path / "run/answers.jsonl").read_text().splitlines()]
     assert rows[0]["judge"]["correct"] == {"reply": "Well …", "verdict": None}
     assert rows[1]["scores"]["judge correct"] == 1.0
