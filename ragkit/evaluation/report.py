@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rich import box
 from rich.table import Table
@@ -20,6 +20,7 @@ _LEGEND = (
     "p: permutation test; * significant at {alpha} after Holm's adjustment of all {tests} p; "
     "detectable: the difference that so many questions show 4 times in 5."
 )
+_CONTEXT_MEASURES = ("EM", "F1", "cover")
 _LAST_OF_SECTION = ("near_answered", "test_duplicates")
 
 
@@ -41,7 +42,7 @@ def run_tables(results: Results, title: str = "") -> list[Table | str]:
     """Lay out all that one run shows: measures, contexts, losses, costs, and what to do next."""
     shown: list[Table | str] = [measures_table(results, title)]
     if results.contexts:
-        shown.append(_contexts_table(results))
+        shown += _contexts_tables(results)
     if results.stages:
         table = Table(title="Where questions were lost")
         table.add_column("stage")
@@ -54,19 +55,22 @@ def run_tables(results: Results, title: str = "") -> list[Table | str]:
     return shown
 
 
-def _contexts_table(results: Results) -> Table:
+def _contexts_tables(results: Results) -> Iterator[Table]:
     table = Table(title="What the reader makes of its passages")
     table.add_column("context")
-    measures = list(next(iter(results.contexts.values())))
-    for name in (*measures, "n"):
+    for name in (*_CONTEXT_MEASURES, "n"):
         table.add_column(name, justify="right")
     for context, estimates in results.contexts.items():
-        sizes = {estimate.n for estimate in estimates.values()}
-        table.add_row(context, *map(str, estimates.values()), str(max(sizes)))
-    table.add_section()
-    for figure, estimate in results.figures.items():
-        table.add_row(figure, str(estimate), *[""] * (len(measures) - 1), str(estimate.n))
-    return table
+        shown = [estimates[name] for name in _CONTEXT_MEASURES]
+        table.add_row(context, *map(_cell, shown), str(shown[0].n))
+    yield table
+    if results.figures:
+        table = Table(title="How it uses them")
+        for name, justify in (("figure", "left"), ("95 % interval", "right"), ("n", "right")):
+            table.add_column(name, justify=justify)  # type: ignore[arg-type]
+        for figure, estimate in results.figures.items():
+            table.add_row(figure, str(estimate), str(estimate.n))
+        yield table
 
 
 def _costs_table(results: Results) -> Table:

@@ -13,7 +13,7 @@ from ragkit.corpus import read_run
 from ragkit.errors import DataError, SettingsError
 from ragkit.evaluation.answers import ANSWER_MEASURES
 from ragkit.evaluation.metrics import retrieval_measures
-from ragkit.evaluation.report import measures_table, results_table
+from ragkit.evaluation.report import measures_table, results_table, run_tables
 from ragkit.evaluation.runs import evaluate, evaluate_run
 
 DOCUMENTS = {
@@ -596,3 +596,20 @@ def test_probes_are_kept_with_the_run_and_compared_item_by_item(tmp_path):
     (outcome,) = [o for o in found.outcomes if o.measure == "accuracy (arc)"]
     assert (outcome.difference.mean, outcome.difference.n) == (pytest.approx(-1 / 3), 3)
     assert (outcome.difference.wins, outcome.difference.losses) == (0, 1)
+
+
+def test_all_that_a_run_shows_fits_a_narrow_terminal():
+    results = everything(contexts=["none", "retrieved", "gold"], noise=[0.5])
+    console = Console(width=80, file=io.StringIO())
+    with console.capture() as capture:
+        console.print(*run_tables(results, title="a run"), sep="\n\n")
+    shown = capture.get()
+    for words in (
+        "gold",
+        "context gain (F1)",
+        "Where questions were lost",
+        "tokens",
+        "Nothing was",
+    ):
+        assert words in shown
+    assert str(results.figures["context gain (F1)"]) in shown
