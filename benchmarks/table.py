@@ -45,17 +45,20 @@ def render(name: str) -> str:
         sys.exit(f"README asks for the table {name!r}: there are no results of it")
     results = [json.loads(path.read_text(encoding="utf-8")) for path in parts]
     rows = [row for result in results for row in result["rows"]]
-    sources = dict.fromkeys(map(_source, results))
-    return f"\n{TABLES[name](rows)}\n\n{' '.join(sources)}\n\n"
+    return f"\n{TABLES[name](rows)}\n\n{_sources(results)}\n\n"
 
 
-def _source(results: dict[str, Any]) -> str:
-    machine = results["machine"]
-    versions = ", ".join(f"{package} {number}" for package, number in results["versions"].items())
-    return (
-        f"Measured {results['date']} at commit {results['commit']} on {machine['cores']} cores of "
-        f"{machine['processor']}; {versions}."
-    )
+def _sources(results: Sequence[dict[str, Any]]) -> str:
+    """Say when, at which commits, on what and with what results were measured."""
+    commits: dict[str, list[str]] = {}
+    for each in results:
+        machine = each["machine"]
+        versions = ", ".join(f"{package} {number}" for package, number in each["versions"].items())
+        place = f"on {machine['cores']} cores of {machine['processor']}; {versions}"
+        known = commits.setdefault(place, [])
+        if (measured := f"{each['date']} at {each['commit']}") not in known:
+            known.append(measured)
+    return " ".join(f"Measured {', '.join(known)}, {place}." for place, known in commits.items())
 
 
 def retrieval(rows: Sequence[dict[str, Any]]) -> str:
