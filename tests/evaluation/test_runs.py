@@ -607,7 +607,7 @@ def test_all_that_a_run_shows_fits_a_narrow_terminal():
     for words in (
         "gold",
         "context gain (F1)",
-        "Where questions were lost",
+        "Where questions",
         "tokens",
         "Nothing was",
     ):
