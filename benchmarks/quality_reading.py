@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import random
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,10 +25,10 @@ from ragkit.evaluation.answers import answer_measures
 from ragkit.evaluation.contexts import CONTEXTS
 from ragkit.evaluation.report import run_tables
 from ragkit.evaluation.statistics import bootstrap_mean
-from ragkit.models import BiEncoder, Generator
+from ragkit.models import Generator
 from ragkit.prompts import without_citations
 from ragkit.readers import GeneratorReader
-from ragkit.retrievers import Bm25Retriever, DenseRetriever, HybridRetriever
+from ragkit.retrievers import Bm25Retriever
 from ragkit.types import Qrels
 
 MEASURES = ("EM", "F1", "cover")
@@ -47,7 +46,7 @@ def main() -> None:
     parser.add_argument("--no-noise", action="store_true", help="leave the noise sweep out")
     arguments = parser.parse_args()
     generator = Generator.load("SmolLM2-135M-Instruct")
-    reader = GeneratorReader(generator, style=arguments.prompt, max_new_tokens=32)
+    reader = GeneratorReader(generator, style=arguments.prompt, max_new_tokens=24)
     for part in arguments.parts.split(","):
         measure = depths if part == "depths" else contexts
         rows = measure(part, reader, arguments)
@@ -93,18 +92,18 @@ def depths(part: str, reader: GeneratorReader, arguments: Any) -> list[dict[str,
 
 
 def contexts(part: str, reader: GeneratorReader, arguments: Any) -> list[dict[str, Any]]:
-    """Evaluate hybrid retrieval and the reader on a set, in all contexts."""
+    """Evaluate BM25 and the reader on a set, in all contexts."""
     examples, qrels = chosen(part, arguments.questions)
     multi_hop = part in MULTI_HOP
     with tempfile.TemporaryDirectory() as place, progress_bars() as progress:
         documents = read_documents([data_folder() / part / "corpus.jsonl.gz"])
-        parts = retrievers(Path(place) / "kb", list(documents))
+        index = Index.build(Path(place) / "kb", documents, stores=["bm25"])
         reader.progress = lambda done, total: progress("read", done, total)
         results = evaluate(
-            Pipeline(HybridRetriever(list(parts[1:])), reader=reader, keep=KEEP.get(part, 3)),
+            Pipeline(Bm25Retriever(index), reader=reader, keep=KEEP.get(part, 3)),
             examples,
             qrels=qrels,
-            corpus=parts[0],
+            corpus=index,
             need="all" if multi_hop else "any",
             contexts=() if multi_hop else CONTEXTS,
             noise=() if multi_hop or arguments.no_noise else NOISE,
@@ -113,13 +112,6 @@ def contexts(part: str, reader: GeneratorReader, arguments: Any) -> list[dict[st
         )
     Console(width=110).print(*run_tables(results, title=part))
     return [results.to_json()]
-
-
-def retrievers(path: Path, documents: Sequence[Any]) -> tuple[Index, Any, Any]:
-    """Build an index, and return it with its two retrievers."""
-    encoder = BiEncoder.load("all-MiniLM-L6-v2")
-    index = Index.build(path, documents, encoder=encoder)
-    return index, Bm25Retriever(index), DenseRetriever(index, encoder)
 
 
 if __name__ == "__main__":
