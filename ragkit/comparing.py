@@ -12,7 +12,11 @@ from .types import Example
 
 
 def compare(
-    *runs: str, other_corpus: bool = False, output: Path | None = None, json: bool = False
+    *runs: str,
+    measures: str = "",
+    other_corpus: bool = False,
+    output: Path | None = None,
+    json: bool = False,
 ) -> None:
     """Compare run folders question by question: differences, intervals, tests.
 
@@ -25,6 +29,8 @@ def compare(
     ----------
     runs
         Run folders, or NAME=FOLDER,FOLDER,… for a system of several seeds.
+    measures
+        Compare by these alone, such as nDCG@10,F1: the fewer tests, the easier one is passed.
     other_corpus
         Compare runs over different documents, too (other splits of them, say).
     output
@@ -39,7 +45,8 @@ def compare(
 
     if output:
         check_file(output)
-    comparison = compared(group_runs(runs), other_corpus=other_corpus)
+    chosen = [measure.strip() for measure in measures.split(",") if measure.strip()]
+    comparison = compared(group_runs(runs), measures=chosen, other_corpus=other_corpus)
     if output:
         write_json(output, comparison.to_json())
     if json:

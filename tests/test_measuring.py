@@ -61,7 +61,13 @@ def test_a_run_compared_with_itself_differs_by_nothing(place, capsys):
         assert found["permutation_p"] == found["bootstrap_p"] == outcome["holm_p"] == 1
     assert json.loads((place / "c.json").read_text())["outcomes"] == outcomes
     assert run_app(["compare", "a", "a"]) == 0
-    assert "win/tie/loss" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "nDCG@10" in shown and "w/t/l" in shown
+    assert run_app(["compare", "a", "a", "--json", "--measures", "nDCG@10, MAP"]) == 0
+    outcomes = json.loads(capsys.readouterr().out)["outcomes"]
+    assert sorted(outcome["measure"] for outcome in outcomes) == ["MAP", "nDCG@10"]
+    assert run_app(["compare", "a", "a", "--measures", "nDCG@11"]) == 2
+    assert "no run has the measures nDCG@11; they have" in capsys.readouterr().err
 
 
 def test_runs_of_other_questions_documents_or_judgements_are_refused(place, capsys):

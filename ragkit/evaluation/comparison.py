@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError
+from ..errors import DataError, SettingsError
 from .gold import LISTED, sample
 from .statistics import ALPHA, Difference, Estimate, bootstrap_means, holm, paired_differences
 from .systems import RunFolder, System, check_comparable
@@ -97,6 +97,7 @@ class Comparison:
 def compare(
     systems: Sequence[System],
     *,
+    measures: Sequence[str] = (),
     other_corpus: bool = False,
     resamples: int = 10_000,
     seed: int = 0,
@@ -108,16 +109,19 @@ def compare(
 
     Args:
         systems: at least two, as `group_runs` gives them.
+        measures: compare by these alone: the fewer tests, the less Holm's adjustment costs.
         other_corpus: whether systems may have searched different corpora.
         resamples: draws of each interval and test.
         seed: of the draws.
 
     Raises:
-        SettingsError: fewer than two systems, one without runs, a name twice, or a run twice
-            within a system.
+        SettingsError: a measure that no run has, fewer than two systems, one without runs, a name
+            twice, or a run twice within a system.
         DataError: runs of different questions, qrels, or corpora, or no measure to compare.
     """
     remarks = check_comparable(systems, other_corpus=other_corpus)
+    if measures:
+        systems = _only(systems, measures)
     scores = _system_scores(systems, resamples, seed)
     outcomes = _outcomes(systems, remarks, resamples, seed)
     if not outcomes:
@@ -133,6 +137,23 @@ def compare(
                 "seeds, but its interval, which speaks of other seeds as well, holds 0"
             )
     return Comparison(tuple(scores), tuple(outcomes), tuple(remarks), resamples, seed)
+
+
+def _only(systems: Sequence[System], measures: Sequence[str]) -> list[System]:
+    known = {measure for system in systems for run in system.runs for measure in run.scores}
+    if unknown := sorted(set(measures) - known):
+        names = ", ".join(sorted(known, key=_order))
+        raise SettingsError(f"no run has the measures {', '.join(unknown)}; they have {names}")
+    return [
+        replace(
+            system,
+            runs=tuple(
+                replace(run, scores={m: run.scores[m] for m in measures if m in run.scores})
+                for run in system.runs
+            ),
+        )
+        for system in systems
+    ]
 
 
 def _measures(runs: Sequence[RunFolder]) -> list[str]:

@@ -18,7 +18,8 @@ HEADLINES = ("nDCG@10", "recall@10", "answer@10", "EM", "F1")
 
 _LEGEND = (
     "p: permutation test; * significant at {alpha} after Holm's adjustment of all {tests} p; "
-    "detectable: the difference that so many questions show 4 times in 5."
+    "w/t/l: questions that B wins, ties, loses; seen: the difference that so many questions show 4 "
+    "times in 5."
 )
 _CONTEXT_MEASURES = ("EM", "F1", "cover")
 _LAST_OF_SECTION = ("near_answered", "test_duplicates")
@@ -163,10 +164,9 @@ def _outcomes_table(comparison: Comparison, name: str) -> Table:
         padding=(0, 1, 0, 0),
         show_edge=False,
     )
-    table.add_column("measure")
-    for head in ("A", "B", "B − A", "95 % interval", "p", "Holm p", "win/tie/loss"):
+    table.add_column("measure", min_width=9, overflow="fold")
+    for head in ("A", "B", "B − A", "95 % interval", "p", "Holm p", "w/t/l", "seen"):
         table.add_column(head, justify="right", no_wrap=True)
-    table.add_column("detectable", justify="right", no_wrap=True)
     for outcome in comparison.outcomes:
         if outcome.system == name:
             table.add_row(Text(outcome.measure), *_outcome_cells(outcome))
@@ -179,9 +179,9 @@ def _outcome_cells(outcome: Outcome) -> list[str]:
         f"{outcome.baseline_mean:.3f}",
         f"{outcome.system_mean:.3f}",
         f"{found.mean:+.3f}",
-        f"{found.low:+.3f} – {found.high:+.3f}",
+        f"{found.low:+.3f}, {found.high:+.3f}",
         _p(found.permutation_p),
-        _p(outcome.holm_p) + (" *" if outcome.significant else "  "),
+        _p(outcome.holm_p) + ("*" if outcome.significant else " "),
         f"{found.wins}/{found.ties}/{found.losses}",
         "" if found.detectable is None else f"{found.detectable:.3f}",
     ]

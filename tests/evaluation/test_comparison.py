@@ -538,7 +538,7 @@ def test_tables_show_what_was_found(write):
         found = outcome.difference
         for part in (
             f"{outcome.baseline_mean:.3f}  {outcome.system_mean:.3f}  {found.mean:+.3f}",
-            f"{found.low:+.3f} – {found.high:+.3f}",
+            f"{found.low:+.3f}, {found.high:+.3f}",
             f"{found.wins}/{found.ties}/{found.losses}",
             f"{found.detectable:.3f}",
         ):
