@@ -137,9 +137,8 @@ def assemble(
     retriever = _retriever(settings, index)
     reranker = _reranker(settings, index, load)
     reader: Reader | None = None
-    keep = 5
+    keep = settings.keep if isinstance(settings, PipelineSettings) else 5
     if read and isinstance(settings, PipelineSettings):
-        keep = settings.keep
         reader = _reader(settings, load(), progress)
     return Pipeline(retriever, reranker, reader, retrieve=settings.depth, keep=keep)
 
