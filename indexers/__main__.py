@@ -12,7 +12,12 @@ from ragkit.console import run
 from .build import build
 from .info import check, info
 
-app = App(name="ragkit-index", help="Build and inspect ragkit indexes.", version=__version__)
+app = App(
+    name="ragkit-index",
+    help="Build and inspect ragkit indexes.",
+    version=__version__,
+    help_format="plaintext",
+)
 for command in (build, info, check):
     app.command(command)
 

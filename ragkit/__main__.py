@@ -19,6 +19,7 @@ app = App(
     name="ragkit",
     help="Search, ask and evaluate over an index. A TOML file of settings: --config FILE.",
     version=__version__,
+    help_format="plaintext",  # markdown costs a fifth of the time that --help takes
 )
 for command in (measuring.evaluate, comparing.compare, comparing.leaks):
     app.command(command)
