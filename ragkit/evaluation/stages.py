@@ -26,6 +26,8 @@ STAGES = (
 BOUNDS = ("corpus", "retrieval", "ranking", "prompt", "answer")
 """Up to where evidence can survive."""
 
+_ENOUGH = 20  # questions that tell how well a reader reads
+
 # Which part would have kept the questions that a stage lost.
 _PARTS = {
     "not in the corpus": "corpus",
@@ -105,7 +107,8 @@ class StageLosses:
             `answer`, the share answered rightly.
         gains: part -> what a perfect part would add to the share of right answers. The questions
             that the reader lost, it would win. Those that another part lost would still have to be
-            read: they are counted with the share that the reader answers rightly with evidence.
+            read: they are counted with the share that the reader answers rightly with evidence,
+            or fully where fewer than 20 questions tell that share.
         advice: one sentence on what to train next.
     """
 
@@ -157,7 +160,7 @@ def stage_losses(
         {stage: counts[stage] for stage in STAGES if counts[stage]},
         bounds,
         gains,
-        _advice(stages, gains, bounds, read),
+        _advice(stages, gains, bounds, read, sum(trace.shown for trace in traces.values())),
     )
 
 
@@ -165,7 +168,7 @@ def _gains(
     traces: Mapping[str, Trace], stages: Mapping[str, str], read: bool, seed: int
 ) -> dict[str, Estimate]:
     shown = [bool(trace.correct) for trace in traces.values() if trace.shown]
-    share = sum(shown) / len(shown) if shown and read else 1.0
+    share = sum(shown) / len(shown) if read and len(shown) >= _ENOUGH else 1.0
     gains = {}
     for part in _ADVICE:
         weight = 1.0 if part == "reader" or not read else share
@@ -180,6 +183,7 @@ def _advice(
     gains: Mapping[str, Estimate],
     bounds: Mapping[str, Estimate],
     read: bool,
+    shown: int,
 ) -> str:
     if not gains:
         return "Nothing was lost: these questions show no part that training could better."
@@ -196,4 +200,9 @@ def _advice(
         sentence += f"; a perfect {second} would to {now + other.mean:.2f}"
         if other.high >= gain.low:
             sentence += " (the intervals overlap: these questions hardly tell the two apart)"
+    if read and shown < _ENOUGH and best != "reader":
+        sentence += (
+            f", if the reader read them all rightly: only {shown} questions came to it with their "
+            "evidence, too few to tell"
+        )
     return sentence + "."

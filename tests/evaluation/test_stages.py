@@ -44,23 +44,22 @@ def traces(**counts):
 
 
 def test_counts_bounds_and_gains_by_value():
-    losses = stage_losses(
-        traces(right=3, misread=1, unfound=4, missing=1, fooled=1), reranked=False
-    )
+    asked = traces(right=30, misread=10, unfound=40, missing=10, fooled=10)
+    losses = stage_losses(asked, reranked=False)
     assert losses.counts == {
-        "not in the corpus": 1,
-        "not retrieved": 4,
-        "misread": 1,
-        "should have abstained": 1,
-        "correct": 3,
+        "not in the corpus": 10,
+        "not retrieved": 40,
+        "misread": 10,
+        "should have abstained": 10,
+        "correct": 30,
     }
     bounds = {name: (value.mean, value.n) for name, value in losses.bounds.items()}
     assert bounds == {
-        "corpus": (pytest.approx(8 / 9), 9),
-        "retrieval": (pytest.approx(4 / 9), 9),
-        "ranking": (pytest.approx(4 / 9), 9),
-        "prompt": (pytest.approx(4 / 9), 9),
-        "answer": (pytest.approx(3 / 10), 10),
+        "corpus": (pytest.approx(8 / 9), 90),
+        "retrieval": (pytest.approx(4 / 9), 90),
+        "ranking": (pytest.approx(4 / 9), 90),
+        "prompt": (pytest.approx(4 / 9), 90),
+        "answer": (pytest.approx(3 / 10), 100),
     }
     # With the evidence in its prompt the reader answers 3 of 4.
     gains = {part: value.mean for part, value in losses.gains.items()}
@@ -84,6 +83,16 @@ def test_advice_names_the_part_that_would_bring_most():
     assert advice.startswith("Train the reader next: by it 50 of 80 questions")
     advice = stage_losses(traces(right=3, missing=50), reranked=False).advice
     assert advice.startswith("Add the missing documents: for want of them 50 of 53")
+
+
+def test_a_reader_that_saw_too_little_evidence_is_not_judged_by_it():
+    advice = stage_losses(traces(misread=4, unfound=56), reranked=False).advice
+    assert advice == (
+        "Train the retriever next: by it 56 of 60 questions were lost, and a perfect retriever "
+        "would raise the share of right answers from 0.00 to 0.93; a perfect reader would to 0.07, "
+        "if the reader read them all rightly: only 4 questions came to it with their evidence, "
+        "too few to tell."
+    )
 
 
 def test_advice_says_when_two_parts_cannot_be_told_apart():
