@@ -64,21 +64,26 @@ def build_contexts(
         keep: how many passages the reader is given.
         seed: of the random places.
     """
-    chance = random.Random(f"{seed} {query}")
+
+    def chance(context: str) -> random.Random:
+        return random.Random(f"{seed} {query} {context}")
+
     others = [hit for hit in distractors if hit.document.id not in {g.document.id for g in gold}]
     filled = others[: max(1, keep - len(gold))]
     built: dict[str, list[Hit]] = {
         "none": [],
         "retrieved": list(retrieved),
         "wrong": list(others[:keep]),
-        "shuffled": _shuffled(retrieved, chance),
+        "shuffled": _shuffled(retrieved, chance("shuffled")),
     }
     if gold:
         built["gold"] = list(gold)
-        built["gold+distractors"] = _among(gold, filled, chance) if filled else []
+        built["gold+distractors"] = (
+            _among(gold, filled, chance("gold+distractors")) if filled else []
+        )
     result = {name: built[name] for name in contexts if built.get(name) or name == "none"}
     for share in noise:
-        hits = _noisy(share, noise, gold, others, chance)
+        hits = _noisy(share, noise, gold, others, chance(noise_name(share)))
         if hits:
             result[noise_name(share)] = hits
     return result
@@ -90,7 +95,7 @@ def noise_name(share: float) -> str:
 
 
 def _shuffled(hits: Sequence[Hit], chance: random.Random) -> list[Hit]:
-    if len(hits) < 2:
+    if all(hit == hits[0] for hit in hits):
         return []
     order = list(hits)
     while order == list(hits):
@@ -157,7 +162,11 @@ def context_figures(
     add("context gain", "retrieved", "none", minus)
     add("distraction loss", "gold", "gold+distractors", minus)
     believed = [
-        float(value == 0 and bool(answers["wrong"][query].citations))
+        float(
+            value == 0
+            and bool(answers["wrong"][query].citations)
+            and not answers["wrong"][query].abstained
+        )
         for query, value in scores.get("wrong", {}).get("cover", {}).items()
     ]
     if believed:

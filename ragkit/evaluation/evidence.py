@@ -57,8 +57,8 @@ class Evidence:
 
     def needs(self, query: str) -> set[str]:
         """Return the ids of the documents that a question needs, `{ANSWER}`, or nothing."""
-        if query in self._relevant:
-            return self._relevant[query]
+        if relevant := self._relevant.get(query):
+            return relevant
         return {ANSWER} if self._answers.get(query) else set()
 
     def given(self, query: str, hits: Iterable[Hit]) -> set[str]:
@@ -85,7 +85,7 @@ class Evidence:
         """Tell whether a hit is neither relevant nor holds an answer: a distractor."""
         if self.judged(hit.document) in self._relevant.get(query, ()):
             return False
-        return not cover_match(hit.document.text, self._answers.get(query, ()))
+        return not cover_match(hit.document.contents, self._answers.get(query, ()))
 
     def judged(self, document: Document) -> str:
         """Return the id by which the qrels know a document: its own, or its parent's."""
@@ -99,16 +99,19 @@ def gold_passages(example: Example, gold: Gold, corpus: Corpus | None, limit: in
     """Return a question's gold passages as hits, the highest grade first, at most `limit`.
 
     They are the relevant documents of the qrels, else the example's positives. Of a document that
-    was split, the pieces that hold an answer are taken; if none does, its first.
+    was split, the pieces that hold an answer are taken, one of each document before the others;
+    if none does, its first.
     """
     grades = gold.qrels.get(example.query.id, {})
     relevant = sorted((name for name in grades if grades[name] > 0), key=lambda n: -grades[n])
-    documents: list[Document] = []
+    first: list[Document] = []
+    more: list[Document] = []
     for name in relevant if corpus else ():
         pieces = corpus.pieces(name) if corpus else []
-        holding = [piece for piece in pieces if cover_match(piece.text, example.answers)]
-        documents += holding or pieces[:1]
-    return [Hit(document, 0.0) for document in (documents or example.positives)[:limit]]
+        holding = [piece for piece in pieces if cover_match(piece.text, example.answers)] or pieces
+        first += holding[:1]
+        more += [piece for piece in holding[1:] if cover_match(piece.text, example.answers)]
+    return [Hit(document, 0.0) for document in ([*first, *more] or example.positives)[:limit]]
 
 
 def in_corpus(

@@ -30,7 +30,7 @@ from .metrics import check_ks, judged_run, strictly_decreasing
 from .page import write_page
 from .probes import ProbeScores
 from .results import Results
-from .scoring import Record, score
+from .scoring import Record, hashes_of, score
 from .task import Task
 
 _log = logging.getLogger(__name__)
@@ -163,7 +163,9 @@ def evaluate_run(
     warn_of_mixed_ids(run, gold.qrels)
     with _output(output, replace) as (folder, _):
         scored = score(record, asked, gold, Evidence(gold), None, ks, seed)
-        results = Results(**scored.summary, costs={}, settings=used)
+        judged = [example for example in asked if example.query.id in gold.qrels]
+        hashes = hashes_of(judged, gold, None)  # the run's other queries are not what was asked
+        results = Results(**scored.summary | {"hashes": hashes}, costs={}, settings=used)
         if folder:
             write_folder(folder, asked, gold.qrels, record, scored, results)
     return results

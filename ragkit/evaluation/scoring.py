@@ -111,7 +111,7 @@ def score(
             "stages": losses,
             "counts": counts | {name: len(ids) for name, ids in listed.items()},
             "listed": {name: ids[:LISTED] for name, ids in listed.items() if ids},
-            "hashes": _hashes(examples, gold, corpus),
+            "hashes": hashes_of(examples, gold, corpus),
         },
     )
 
@@ -207,7 +207,8 @@ def _shows(evidence: Evidence, answer: Answer, golds: Sequence[str]) -> bool:
     return not whole or cover_match(answer.prompt, golds) > 0
 
 
-def _hashes(examples: Sequence[Example], gold: Gold, corpus: Corpus | None) -> dict[str, str]:
+def hashes_of(examples: Sequence[Example], gold: Gold, corpus: Corpus | None) -> dict[str, str]:
+    """Return the fingerprints of what was asked, of its judgements, and of the corpus if known."""
     questions = {
         example.query.id: [example.query.text, dict(example.query.where), list(example.answers)]
         for example in examples

@@ -154,12 +154,13 @@ class Task:
         asked: list[tuple[str, str, Sequence[Hit]]] = []
         for example in self.examples:
             query, keep = example.query.id, self.pipeline.keep
+            gold = gold_passages(example, self.gold, self.corpus, max(1, keep))
             built = build_contexts(
                 self.contexts,
                 self.noise,
                 query=query,
                 retrieved=self.kept[query],
-                gold=gold_passages(example, self.gold, self.corpus, max(1, keep)),
+                gold=gold if self.evidence.suffices(query, gold) else [],
                 distractors=self.distractors[query],
                 keep=keep,
                 seed=self.seed,

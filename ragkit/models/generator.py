@@ -260,6 +260,7 @@ class Generator:
         options: dict[str, Any] = {
             "max_new_tokens": max_new_tokens,
             "do_sample": temperature > 0,
+            "num_beams": 1,
             "eos_token_id": self._ends,
             "pad_token_id": self._ends[0],
         }

@@ -135,3 +135,15 @@ def test_figures_by_value():
         "position sensitivity (cover)": (pytest.approx(1 / 3), 3),
     }
     assert context_figures({"gold": scores["gold"]}, {}, seed=0) == {}
+
+
+def test_a_refusal_that_cites_is_no_reliance_on_a_wrong_passage():
+    scores = {"wrong": {"F1": {"a": 0.0, "b": 0.0}, "cover": {"a": 0.0, "b": 0.0}}}
+    said = Answer(Query("q", "?"), "Tin [1]", tuple(hits("d")), "", (0,))
+    declined = Answer(Query("q", "?"), "I don't know [1].", said.hits, "", (0,), abstained=True)
+    figures = context_figures(scores, {"wrong": {"a": said, "b": declined}}, seed=0)
+    assert figures["over-reliance"].mean == 0.5
+
+
+def test_equal_hits_cannot_be_shuffled():
+    assert "shuffled" not in build(retrieved=hits("d1", "d1"))

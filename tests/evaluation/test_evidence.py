@@ -124,3 +124,25 @@ def test_what_the_corpus_holds(gold):
     wanting = gold_of(EXAMPLES, {"two": {"p": 1, "gone": 1}})
     assert in_corpus(Evidence(wanting, "any"), wanting, ["two"], Shelf()) == {"two": True}
     assert in_corpus(Evidence(wanting, "all"), wanting, ["two"], Shelf()) == {"two": False}
+
+
+def test_a_title_that_holds_the_answer_is_no_distractor(gold):
+    titled = Hit(Document("t", "The red planet's company.", "Two moons"), 1.0)
+    assert not Evidence(gold).misleads("free", titled)
+
+
+def test_judgements_without_anything_relevant_leave_the_answers_to_be_needed():
+    known = gold_of(EXAMPLES, {"free": {"p": 0}, "judged": {"p": 1}})
+    assert Evidence(known).needs("free") == {ANSWER}
+
+
+def test_each_relevant_document_has_a_gold_passage_before_another_has_two():
+    long = [piece(f"m#{n}", "It has two moons.") for n in range(1, 4)]
+
+    class Pieces(Shelf):
+        def pieces(self, name):
+            return long if name == "m" else super().pieces(name)
+
+    known = gold_of([example("q", "moons")], {"q": {"m": 1, "p": 1}})
+    found = gold_passages(example("q", "moons"), known, Pieces(), 3)
+    assert [hit.document.id for hit in found] == ["m#1", "p", "m#2"]

@@ -613,3 +613,10 @@ def test_all_that_a_run_shows_fits_a_narrow_terminal():
     ):
         assert words in shown
     assert str(results.figures["context gain (F1)"]) in shown
+
+
+def test_queries_that_nobody_judged_do_not_make_runs_incomparable():
+    qrels = {"q1": {"a": 1}}
+    one = evaluate_run({"q1": {"a": 1.0}}, qrels)
+    other = evaluate_run({"q1": {"b": 1.0}, "q2": {"a": 1.0}}, qrels)
+    assert one.hashes == other.hashes
