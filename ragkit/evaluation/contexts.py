@@ -50,8 +50,9 @@ def build_contexts(
     noise r: the gold passages at random places among so many distractors that these are the share
     r of all; 1 is distractors alone, as many as go with the gold at the next lower share.
 
-    A context that needs what is missing is left out: gold passages, one distractor at least (for a
-    share: as many as it asks for), or two hits to shuffle. Random places depend on `seed` and the
+    A context that needs what is missing is left out: gold passages, one distractor at least, or two
+    hits to shuffle. A question with too few distractors for one share is left out of all of them,
+    so that the sweep compares the same questions. Random places depend on `seed` and the
     question alone.
 
     Args:
@@ -82,11 +83,9 @@ def build_contexts(
             _among(gold, filled, chance("gold+distractors")) if filled else []
         )
     result = {name: built[name] for name in contexts if built.get(name) or name == "none"}
-    for share in noise:
-        hits = _noisy(share, noise, gold, others, chance(noise_name(share)))
-        if hits:
-            result[noise_name(share)] = hits
-    return result
+    names = {share: noise_name(share) for share in noise}
+    swept = {n: _noisy(share, noise, gold, others, chance(n)) for share, n in names.items()}
+    return result | swept if all(swept.values()) else result
 
 
 def noise_name(share: float) -> str:
