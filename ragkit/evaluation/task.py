@@ -140,7 +140,7 @@ class Task:
                     answers[query].query.text,
                     without_citations(answers[query].text),
                     tuple(self.gold.answers.get(query, ())),
-                    tuple(hit.document.text for hit in answers[query].hits),
+                    tuple(hit.document.contents for hit in answers[query].hits),
                 )
                 for query in asked
             ]
