@@ -21,6 +21,7 @@ from ..errors import DataError, SettingsError
 from ..types import Progress, quiet
 from .probe_files import Kind, Probe, ProbeItem
 from .probe_files import read_probe as read_probe  # noqa: PLC0414  (a name of this module's, too)
+from .resampling import drawn_means
 from .statistics import Estimate, bootstrap_mean
 
 _log = logging.getLogger(__name__)
@@ -31,7 +32,6 @@ FORMAT = 1
 _Array: TypeAlias = NDArray[np.float64]
 
 _RESAMPLES = 10_000
-_DRAWN = 1 << 20  # items drawn at a time by the bootstrap
 
 
 class LikelihoodModel(Protocol):
@@ -227,8 +227,10 @@ _OF_TOTALS = {"perplexity": _perplexity, "bits per byte": _bits_per_byte}
 def _estimates(values: Mapping[str, Sequence[float]], seed: int) -> dict[str, Estimate]:
     if "nats" not in values:
         return {name: bootstrap_mean(each, seed=seed) for name, each in values.items()}
-    columns = np.column_stack(list(values.values()))
-    return {name: _bootstrap(columns, figure, seed) for name, figure in _OF_TOTALS.items()}
+    means, drawn = _means(values, seed)
+    return {
+        name: _estimate(figure(means), figure(drawn), values) for name, figure in _OF_TOTALS.items()
+    }
 
 
 def compare_probes(
@@ -252,25 +254,27 @@ def compare_probes(
             name: np.subtract(after.values[name], before.values[name]) for name in before.values
         }
         return {name: bootstrap_mean(each.tolist(), seed=seed) for name, each in changes.items()}
-    columns = np.column_stack([*before.values.values(), *after.values.values()])
+    means, drawn = _means(before.values, seed)
+    means_after, drawn_after = _means(after.values, seed)
+    return {
+        name: _estimate(
+            figure(means_after) - figure(means), figure(drawn_after) - figure(drawn), before.values
+        )
+        for name, figure in _OF_TOTALS.items()
+    }
 
-    def change(figure: Callable[[_Array], _Array]) -> Callable[[_Array], _Array]:
-        return lambda totals: figure(totals[..., 3:]) - figure(totals[..., :3])
 
-    return {name: _bootstrap(columns, change(figure), seed) for name, figure in _OF_TOTALS.items()}
+def _means(values: Mapping[str, Sequence[float]], seed: int) -> tuple[_Array, _Array]:
+    """Return the columns' means, and over items drawn again; figures of totals are theirs too.
 
-
-def _bootstrap(columns: _Array, figure: Callable[[_Array], _Array], seed: int) -> Estimate:
-    """Estimate a figure of the columns' totals; items, rows of `columns`, are drawn again.
-
-    The percentile bootstrap of Efron 1979, at 95 %.
+    Equal values and seeds give equal draws, so that a model compared with itself shows exactly 0.
     """
-    random = np.random.default_rng(seed)
-    size = len(columns)
-    step = max(1, _DRAWN // size)
-    figures = [
-        figure(columns[random.integers(size, size=(min(step, _RESAMPLES - start), size))].sum(1))
-        for start in range(0, _RESAMPLES, step)
-    ]
-    low, high = np.quantile(np.concatenate(figures), [0.025, 0.975])
-    return Estimate(float(figure(columns.sum(0))), float(low), float(high), size)
+    columns = np.column_stack(list(values.values()))
+    drawn = drawn_means(columns, _RESAMPLES, np.random.default_rng(seed))
+    return columns.mean(axis=0), drawn
+
+
+def _estimate(value: _Array, drawn: _Array, values: Mapping[str, Sequence[float]]) -> Estimate:
+    """Estimate a figure with the percentile interval of its draws (Efron 1979), at 95 %."""
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Estimate(float(value), float(low), float(high), len(values["nats"]))
