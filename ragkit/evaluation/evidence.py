@@ -108,9 +108,9 @@ def gold_passages(example: Example, gold: Gold, corpus: Corpus | None, limit: in
     more: list[Document] = []
     for name in relevant if corpus else ():
         pieces = corpus.pieces(name) if corpus else []
-        holding = [piece for piece in pieces if cover_match(piece.text, example.answers)] or pieces
-        first += holding[:1]
-        more += [piece for piece in holding[1:] if cover_match(piece.text, example.answers)]
+        holding = [piece for piece in pieces if cover_match(piece.text, example.answers)]
+        first += (holding or pieces)[:1]
+        more += holding[1:]
     return [Hit(document, 0.0) for document in ([*first, *more] or example.positives)[:limit]]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -10,7 +10,7 @@ from ..errors import DataError
 from ..pipeline import Pipeline
 from ..prompts import without_citations
 from ..splitting import parent_of
-from ..types import Answer, Example, Hit, Progress, Query
+from ..types import Answer, Document, Example, Hit, Progress, Query
 from .answers import answer_rank
 from .contexts import build_contexts
 from .costs import Meter
@@ -62,10 +62,15 @@ class Task:
             before, after = self._ranked([example.query for example in part])
             for example, first, hits in zip(part, before, after, strict=True):
                 self._note(record, example, first, hits)
-                gold = gold_passages(example, self.gold, self.corpus, _TEXTS)
-                passages.add(hit.document for hit in [*hits[:_TEXTS], *gold])
+                passages.add(self._named(example, hits))
         self.progress("retrieve", total, total)
         return record
+
+    def _named(self, example: Example, hits: Sequence[Hit]) -> Iterator[Document]:
+        """Yield the documents whose texts the run folder keeps for a question."""
+        yield from (hit.document for hit in hits[:_TEXTS])
+        for hit in gold_passages(example, self.gold, self.corpus, _TEXTS):
+            yield hit.document
 
     def _ranked(self, queries: Sequence[Query]) -> tuple[list[list[Hit]], list[list[Hit]]]:
         """Return the queries' hits as retrieved, and as they stand in the end."""
@@ -92,8 +97,9 @@ class Task:
             texts = (hit.document.text for hit in hits)
             record.answer_ranks[query] = answer_rank(texts, example.answers)
         if self.evidence.needs(query):
-            lists = (hits, before[:keep], hits[:keep])
-            record.given[query] = tuple(self.evidence.suffices(query, some) for some in lists)
+            kept = self.evidence.suffices(query, hits[:keep])
+            leading = kept if before is hits else self.evidence.suffices(query, before[:keep])
+            record.given[query] = (kept or self.evidence.suffices(query, hits), leading, kept)
         if self.pipeline.reader is not None:
             self.kept[query] = hits[:keep]
         if wanted := self._distractors_wanted:
