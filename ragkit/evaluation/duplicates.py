@@ -85,7 +85,8 @@ def near_pairs(
     bands, rows = _bands(threshold)
     numbers: dict[str, int] = {}
     sets = [
-        frozenset(numbers.setdefault(shingle, len(numbers)) for shingle in shingles(text))
+        # Sorted: a set's order differs between processes, and would make a seed mean nothing.
+        frozenset(numbers.setdefault(shingle, len(numbers)) for shingle in sorted(shingles(text)))
         for text in texts
     ]
     from datasketch import MinHash, MinHashLSH  # takes a second or more to import

@@ -1,9 +1,13 @@
 import gzip
 import io
 import json
+import os
 import random
+import subprocess
+import sys
 import unicodedata
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -24,6 +28,8 @@ from ragkit.evaluation.duplicates import (
 )
 from ragkit.evaluation.leaks import KINDS, Absent, Passage, Share, audit
 from ragkit.evaluation.report import leaks_table
+
+ROOT = Path(__file__).parents[2]
 
 WORDS = (
     "when where why which who river mountain copper tin bronze empire treaty signed king queen "
@@ -587,3 +593,21 @@ def test_table():
     assert row(shown, "exact_answered") == ["0", "0", ""]
     assert "documents" not in shown
     assert "compared with itself" in shown
+
+
+def test_a_seed_settles_the_pairs_in_every_process():
+    code = (
+        "import hashlib, random\n"
+        "from ragkit.evaluation.duplicates import near_pairs\n"
+        "rng = random.Random(3)\n"
+        "texts = list({''.join(rng.choices('abc ', k=24)).strip(): 0 for _ in range(600)})\n"
+        "print(hashlib.sha256(repr(near_pairs(texts, 0.5, seed=1)).encode()).hexdigest())\n"
+    )
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+            cwd=ROOT, env=os.environ | {"PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("1", "2", "3")
+    }  # fmt: skip
+    assert len(told) == 1
