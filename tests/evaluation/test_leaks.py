@@ -600,7 +600,7 @@ def test_a_seed_settles_the_pairs_in_every_process():
         "import hashlib, random\n"
         "from ragkit.evaluation.duplicates import near_pairs\n"
         "rng = random.Random(3)\n"
-        "texts = list({''.join(rng.choices('abc ', k=24)).strip(): 0 for _ in range(600)})\n"
+        "texts = list({''.join(rng.choices('abc ', k=40)).strip(): 0 for _ in range(300)})\n"
         "print(hashlib.sha256(repr(near_pairs(texts, 0.5, seed=1)).encode()).hexdigest())\n"
     )
     told = {
