@@ -61,16 +61,20 @@ class PromptEncoder:
             ModelError: the chat template leaves out a part of the prompt.
         """
         messages, data = _marked(prompt.messages)
-        rendered = self._render(messages)
+        pieces = _MARK.split(self._render(messages))
         context: list[int] = []
         ids: list[int] = [] if self.chat else self.start_ids()
-        for place, piece in enumerate(_MARK.split(rendered)):
+        blank = ""  # models know words with the blank before them: it goes with the data
+        for place, piece in enumerate(pieces):
             if place % 2 == 0:
-                ids += self._instruction_ids(piece) if piece else []
+                before_data = place + 1 < len(pieces) and data[int(pieces[place + 1])] is not None
+                trusted = piece.rstrip(" ") if before_data else piece
+                blank = piece[len(trusted) :]
+                ids += self._instruction_ids(trusted) if trusted else []
             elif (part := data[int(piece)]) is None:
                 context, ids = ids, []
             else:
-                ids += self.data_ids(part.text)
+                ids += self.data_ids(blank + part.text)
         return PromptIds(tuple(context), tuple(ids))
 
     def _render(self, messages: list[dict[str, str]]) -> str:

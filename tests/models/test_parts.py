@@ -44,6 +44,13 @@ def test_chat_ids_say_what_the_template_says(generator, style):
     assert generator.tokenizer.decode(ids.question).count("When does tin melt?") == 1
 
 
+def test_a_word_after_the_instruction_keeps_its_blank(generator):
+    prompt = prompt_of(generator, "When does tin melt?", [], "spring")
+    joint = generator.tokenizer.encode("Question: When does tin melt?\nAnswer:")
+    ids = list(generator.encoder.encode(prompt).ids)
+    assert any(ids[place : place + len(joint)] == joint for place in range(len(ids)))
+
+
 def test_the_judge_orders_hits_by_its_scores(generator):
     texts = ["Brie is soft.", "Tin melts at 232."]
     hits = [Hit(Document(str(i), text), 0.0) for i, text in enumerate(texts)]
