@@ -44,6 +44,7 @@ class Record:
             reader was given hold what the question needs.
         answers: query id -> answer; empty without a reader.
         contexts: context -> query id -> answer.
+        noise_left_out: the questions without a noise sweep; None where none was asked for.
         verdicts: rubric -> query id -> what a judge said of the answer.
         reranked: whether there was a reranker.
     """
@@ -56,6 +57,7 @@ class Record:
     given: dict[str, tuple[bool, ...]] = field(default_factory=dict)
     answers: dict[str, Answer] = field(default_factory=dict)
     contexts: dict[str, dict[str, Answer]] = field(default_factory=dict)
+    noise_left_out: list[str] | None = None
     verdicts: dict[str, dict[str, Verdict]] = field(default_factory=dict)
 
 
@@ -94,6 +96,8 @@ def score(
     listed["abstained"] = [query for query, answer in record.answers.items() if answer.abstained]
     for rubric, of in record.verdicts.items():
         listed[f"judge_{rubric}_unread"] = [q for q, v in of.items() if v.verdict is None]
+    if record.noise_left_out is not None:
+        listed["noise_left_out"] = record.noise_left_out
     counts = {
         "questions": len(examples),
         "judged": len(gold.qrels),

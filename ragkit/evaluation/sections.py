@@ -168,7 +168,10 @@ def _contexts(results: Mapping[str, Any]) -> Iterable[Block]:
         )
         yield _measured("Figures", note, "figure", figures)
     if swept:
-        note = "Answers as more of the passages are distractors; bands are 95 % intervals."
+        note = (
+            "Answers as more of the passages are distractors, each share within 5 points, of the "
+            "questions that can have all of them; bands are 95 % intervals."
+        )
         caption = "Scores by the share of distractors, as in the table"
         axis = "distractors among the passages"
         table = {f"{share:g} %": of for share, of in swept.items()}

@@ -455,6 +455,32 @@ def test_contexts_are_read_in_one_call_and_kept_by_question(tmp_path):
     assert sorted(json.loads(line)["id"] for line in passages) == ["l", "m#0", "m#1", "p"]
 
 
+def test_questions_without_a_noise_sweep_are_counted_and_listed(caplog):
+    found = everything(noise=[0.0, 0.5])
+    assert found.contexts["noise 50 %"]["F1"].n == 2
+    assert found.counts["noise_left_out"] == 1
+    assert found.listed["noise_left_out"] == ["q3"]  # it has no answer, and so no gold passage
+    assert "noise sweep" not in caplog.text
+    assert "noise_left_out" not in everything().counts
+    # One distractor was found of each question, and the share of 80 % asks for four.
+    found = everything(noise=[0.8])
+    assert found.counts["noise_left_out"] == 3 and "noise 80 %" not in found.contexts
+    assert "of 3 questions, 2 are with too few distractors, 1 are without gold pass" in caplog.text
+    caplog.clear()
+    assert everything(noise=[0.3]).counts["noise_left_out"] == 3
+    assert "2 are with gold passages beside which a share of distractors cannot" in caplog.text
+    assert "One gold passage reaches the shares 0, 0.5, 0.67, 0.75, 0.8" in caplog.text
+
+
+def test_a_question_whose_answers_are_not_scored_is_left_out_of_the_sweep():
+    examples = [example("q1", "Paris"), example("q2")]
+    pipeline = Pipeline(Finder(FOUND), None, Teller(SAID), keep=2)
+    qrels = {"q1": {"p": 1}, "q2": {"m": 1}}
+    found = evaluate(pipeline, examples, qrels=qrels, corpus=Shelf(), noise=[0.5])
+    assert found.listed["noise_left_out"] == ["q2"]
+    assert found.contexts["noise 50 %"]["F1"].n == 1
+
+
 def test_stages_of_a_run():
     losses = everything().stages
     assert losses.counts == {"correct": 3}
