@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..artefacts import fingerprint
@@ -40,8 +40,8 @@ class Record:
         parents: documents that were split off longer ones -> those.
         answer_ranks: the rank of the first hit that contains an answer, for questions with answers
             that no qrels judge.
-        given: query id -> whether all hits, those that led before reranking, and those that the
-            reader was given hold what the question needs.
+        traces: query id -> how far its evidence came among the hits, for questions of which it is
+            known what they need; the rest of a trace is told by the scores.
         answers: query id -> answer; empty without a reader.
         contexts: context -> query id -> answer.
         noise_left_out: the questions without a noise sweep; None where none was asked for.
@@ -54,7 +54,7 @@ class Record:
     run: Run = field(default_factory=dict)
     parents: dict[str, str] = field(default_factory=dict)
     answer_ranks: dict[str, int] = field(default_factory=dict)
-    given: dict[str, tuple[bool, ...]] = field(default_factory=dict)
+    traces: dict[str, Trace] = field(default_factory=dict)
     answers: dict[str, Answer] = field(default_factory=dict)
     contexts: dict[str, dict[str, Answer]] = field(default_factory=dict)
     noise_left_out: list[str] | None = None
@@ -90,7 +90,7 @@ def score(
         for rubric, of in record.verdicts.items()
     }
     contexts = {name: _answer_scores(of, gold) for name, of in record.contexts.items()}
-    losses = _losses(record, gold, evidence, corpus, answers, seed)
+    losses = _losses(record, examples, gold, evidence, corpus, answers, seed)
     listed = dict(gold.remarks)
     listed["nothing_found"] = [query for query, hits in record.found.items() if not hits]
     listed["abstained"] = [query for query, answer in record.answers.items() if answer.abstained]
@@ -174,6 +174,7 @@ def _answer_scores(answers: Mapping[str, Answer], gold: Gold) -> Scores:
 
 def _losses(
     record: Record,
+    examples: Sequence[Example],
     gold: Gold,
     evidence: Evidence,
     corpus: Corpus | None,
@@ -182,23 +183,22 @@ def _losses(
 ) -> StageLosses | None:
     if record.answers:  # an answer is right if it contains a gold one, or declines as it should
         right = answers.get("cover", {})
-        asked = [query for query in right if query in record.given or not gold.answers[query]]
+        asked = [query for query in right if query in record.traces or not gold.answers[query]]
     else:
-        right, asked = {}, list(record.given)
-    held = in_corpus(evidence, gold, [q for q in asked if q in record.given], corpus)
+        right, asked = {}, list(record.traces)
+    needy = {query for query in asked if query in record.traces}
+    queries = [example.query for example in examples if example.query.id in needy]
+    held = in_corpus(evidence, gold, queries, corpus)
     traces = {}
     for query in asked:
         answer = record.answers.get(query)
-        retrieved, leading, kept = record.given.get(query, (False, False, False))
-        traces[query] = Trace(
+        traces[query] = replace(
+            record.traces.get(query, Trace()),
             held=held.get(query, False),
-            retrieved=retrieved,
-            leading=leading,
-            kept=kept,
             shown=answer is not None and _shows(evidence, answer, gold.answers[query]),
             correct=None if answer is None else right[query] > 0,
             abstained=answer is not None and answer.abstained,
-            answerable=query in record.given,
+            answerable=query in record.traces,
         )
     return stage_losses(traces, reranked=record.reranked, seed=seed)
 

@@ -24,6 +24,7 @@ from .judge import CORRECT, FAITHFUL, Item, JudgeGenerator
 from .judge import judge as judge_answers
 from .metrics import check_scores
 from .scoring import Record
+from .stages import Trace
 
 _log = logging.getLogger(__name__)
 
@@ -104,7 +105,12 @@ class Task:
         if self.evidence.needs(query):
             kept = self.evidence.suffices(query, hits[:keep])
             leading = kept if before is hits else self.evidence.suffices(query, before[:keep])
-            record.given[query] = (kept or self.evidence.suffices(query, hits), leading, kept)
+            record.traces[query] = Trace(
+                retrieved=kept or self.evidence.suffices(query, hits),
+                leading=leading,
+                kept=kept,
+                fits=self.evidence.least(query) <= keep,
+            )
         if self.pipeline.reader is not None:
             self.kept[query] = hits[:keep]
         if wanted := self._distractors_wanted:

@@ -15,6 +15,7 @@ from ragkit.evaluation.answers import ANSWER_MEASURES
 from ragkit.evaluation.metrics import retrieval_measures
 from ragkit.evaluation.report import measures_table, results_table, run_tables
 from ragkit.evaluation.runs import evaluate, evaluate_run
+from ragkit.stores.documents import matches
 
 DOCUMENTS = {
     "p": Document("p", "Paris is the capital of France."),
@@ -31,9 +32,13 @@ class Shelf:
         self.documents = list(DOCUMENTS.values() if documents is None else documents)
         self._fingerprint = fingerprint
 
-    def pieces(self, name):
+    def passing(self, where):
+        return (d for d in self.documents if matches(where, d))
+
+    def pieces(self, name, where=None):
         parents = [d for d in self.documents if d.metadata.get("parent") == name]
-        return [d for d in self.documents if d.id == name] or parents
+        found = [d for d in self.documents if d.id == name] or parents
+        return [d for d in found if matches(where or {}, d)]
 
     def documents_fingerprint(self):
         return self._fingerprint
@@ -510,6 +515,41 @@ def test_stages_of_a_run():
         need="all",
     )
     assert needs.stages.stages == {"q1": "not retrieved"}
+
+
+@pytest.mark.parametrize("reader", [None, Teller({"q1": "Rome"})])
+@pytest.mark.parametrize(
+    ("keep", "need", "stage"),
+    [
+        (1, "all", "needs more passages than kept"),
+        (0, "any", "needs more passages than kept"),
+        (1, "any", "ranked too low"),
+        (2, "all", "ranked too low"),
+    ],
+)
+def test_the_retriever_is_not_blamed_where_too_few_passages_are_kept(reader, keep, need, stage):
+    found = {"q1": [("m#0", 3.0), ("p", 2.0), ("l", 1.0)]}
+    losses = evaluate(
+        Pipeline(Finder(found), None, reader, keep=keep),
+        [example("q1", "Paris")],
+        qrels={"q1": {"p": 1, "l": 1}},
+        corpus=Shelf(),
+        need=need,
+    ).stages
+    assert losses.stages == {"q1": stage}
+    if stage == "needs more passages than kept":
+        assert losses.advice.startswith("Give the reader more passages or a longer context: for")
+
+
+def test_a_relevant_document_behind_a_filter_was_not_in_the_corpus():
+    asked = [
+        replace(example(name, "Paris"), query=Query(name, "?", where))
+        for name, where in (("q1", {"id": "l"}), ("q2", {}))
+    ]
+    found = {"q1": [("l", 1.0)], "q2": [("l", 1.0)]}
+    for qrels in (None, {"q1": {"p": 1}, "q2": {"p": 1}}):
+        results = evaluate(Pipeline(Finder(found)), asked, qrels=qrels, corpus=Shelf())
+        assert results.stages.stages == {"q1": "not in the corpus", "q2": "not retrieved"}
 
 
 def test_a_reranker_is_timed_apart_and_blamed_for_what_it_drops():
