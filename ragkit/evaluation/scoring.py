@@ -204,11 +204,16 @@ def _losses(
 
 
 def _shows(evidence: Evidence, answer: Answer, golds: Sequence[str]) -> bool:
-    """Tell whether a prompt shows what its question needs, and did not cut the answer off."""
-    if not evidence.suffices(answer.query.id, answer.hits):
+    """Tell whether a prompt shows what its question needs, and did not cut the answer off it."""
+    query = answer.query.id
+    if not evidence.suffices(query, answer.hits):
         return False
-    whole = any(cover_match(hit.document.text, golds) for hit in answer.hits)
-    return not whole or cover_match(answer.prompt, golds) > 0
+    holding = [
+        shown
+        for hit, shown in zip(answer.hits, answer.shown, strict=True)
+        if evidence.given(query, [hit]) and cover_match(hit.document.text, golds)
+    ]
+    return not holding or any(cover_match(shown.text, golds) for shown in holding)
 
 
 def hashes_of(examples: Sequence[Example], gold: Gold, corpus: Corpus | None) -> dict[str, str]:

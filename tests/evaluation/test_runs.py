@@ -490,12 +490,7 @@ def test_stages_of_a_run():
     losses = everything().stages
     assert losses.counts == {"correct": 3}
 
-    class Showing(Teller):
-        def read(self, queries, hits):
-            pairs = zip(super().read(queries, hits), hits, strict=True)
-            return [replace(a, prompt=" ".join(h.document.text for h in f)) for a, f in pairs]
-
-    reader = Showing(SAID | {"q1": "Rome", "q2": "Unknown", "q3": "Mars"})
+    reader = Teller(SAID | {"q1": "Rome", "q2": "Unknown", "q3": "Mars"})
     pipeline = Pipeline(Finder(FOUND | {"q4": FOUND["q3"]}), None, reader, keep=1)
     examples = [*EXAMPLES, example("q5", "nowhere to be found")]
     reader.said |= {"q4": "Rome", "q5": "Rome"}
@@ -563,15 +558,24 @@ def test_a_reranker_is_timed_apart_and_blamed_for_what_it_drops():
     assert list(results.costs) == ["retrieve", "rerank", "read"]
 
 
-def test_a_passage_that_was_cut_before_its_answer_was_not_shown():
+def test_a_passage_that_was_cut_before_its_answer_was_not_shown(monkeypatch):
     class Cutting(Teller):
         def read(self, queries, hits):
             answers = super().read(queries, hits)
-            return [replace(answer, text="Rome", prompt="[1] The capital of") for answer in answers]
+            return [replace(answer, text="Rome", cut=len("Mars has ")) for answer in answers]
 
-    pipeline = Pipeline(Finder(FOUND), None, Cutting(SAID), keep=1)
-    results = evaluate(pipeline, [example("q1", "Paris")], qrels={"q1": {"p": 1}}, corpus=Shelf())
-    assert results.stages.stages == {"q1": "cut from the prompt"}
+    # "2" stands in the prompt's instruction and question, and in a passage that is not relevant.
+    monkeypatch.setitem(DOCUMENTS, "l", Document("l", "Lyon has 2 rivers.", "2"))
+    monkeypatch.setitem(DOCUMENTS, "m#1", replace(DOCUMENTS["m#1"], text="Mars has 2 moons."))
+    found = {"q2": [("l", 3.0), ("m#1", 2.0)]}
+    pipeline = Pipeline(Finder(found), None, Cutting({"q2": ""}), keep=2)
+    for golds, stage in (
+        (("2", "two"), "cut from the prompt"),
+        (("Mars",), "misread"),
+        (("three",), "misread"),  # no passage ever held it, so that none was cut off it
+    ):
+        results = evaluate(pipeline, [example("q2", *golds)], qrels={"q2": {"m": 1}})
+        assert results.stages.stages == {"q2": stage}
 
 
 class Judging:
