@@ -157,7 +157,7 @@ class Task:
                     answers[query].query.text,
                     without_citations(answers[query].text),
                     tuple(self.gold.answers.get(query, ())),
-                    tuple(hit.document.contents for hit in answers[query].hits),
+                    tuple(document.contents for document in answers[query].shown),
                 )
                 for query in asked
             ]

@@ -606,6 +606,20 @@ def test_a_judge_scores_what_it_clearly_says(tmp_path):
     assert "judge" in results.costs and len(judge.asked) == 4 + 2
 
 
+def test_the_judge_of_faithfulness_sees_passages_as_the_reader_saw_them(monkeypatch):
+    class Cutting(Teller):
+        def read(self, queries, hits):
+            return [replace(answer, cut=8) for answer in super().read(queries, hits)]
+
+    monkeypatch.setitem(DOCUMENTS, "l", replace(DOCUMENTS["l"], title="A city"))
+    judge = Judging({})
+    pipeline = Pipeline(Finder(FOUND), None, Cutting(SAID), keep=2)
+    evaluate(pipeline, [example("q1", "Paris")], judge=judge)
+    _, faithful = judge.asked
+    assert "Paris is the capital of France." in faithful  # only the last one shown is cut
+    assert "\nA city\nLyon lie\n" in faithful and "Rhône" not in faithful
+
+
 # --- runs of other systems
 
 
