@@ -98,6 +98,9 @@ def score(
         listed[f"judge_{rubric}_unread"] = [q for q, v in of.items() if v.verdict is None]
     if record.noise_left_out is not None:
         listed["noise_left_out"] = record.noise_left_out
+    if record.answers:
+        staged = losses.stages if losses else {}
+        listed["not_staged"] = [query for query in record.traces if query not in staged]
     counts = {
         "questions": len(examples),
         "judged": len(gold.qrels),

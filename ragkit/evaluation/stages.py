@@ -130,6 +130,14 @@ class StageLosses:
         return values
 
 
+def not_staged_note(count: int) -> str:
+    """Say how many judged questions are in no stage, since nothing tells if they are answered."""
+    if not count:
+        return ""
+    which = "1 judged question is" if count == 1 else f"{count:,} judged questions are"
+    return f"{which} in no stage: without gold answers, right and wrong cannot be told apart."
+
+
 def stage_losses(
     traces: Mapping[str, Trace], *, reranked: bool, seed: int = 0
 ) -> StageLosses | None:

@@ -137,6 +137,7 @@ def test_scores_by_value():
         "unknown_documents": 0,
         "nothing_found": 1,
         "abstained": 1,
+        "not_staged": 0,
     }
     assert results.listed == {
         "unjudged": ["q3", "q4"],
@@ -510,6 +511,26 @@ def test_stages_of_a_run():
         need="all",
     )
     assert needs.stages.stages == {"q1": "not retrieved"}
+
+
+def test_judged_questions_without_gold_answers_are_in_no_stage_and_counted():
+    examples = [example("q1", "Paris"), example("q2"), example("q3")]
+    qrels = {"q1": {"p": 1}, "q2": {"m": 1}}
+
+    def shown(results):
+        console = Console(width=200, file=io.StringIO())
+        with console.capture() as capture:
+            console.print(*run_tables(results), sep="\n\n")
+        return capture.get()
+
+    results = evaluate(Pipeline(Finder(FOUND), None, Teller(SAID)), examples, qrels=qrels)
+    assert results.stages.counts == {"correct": 2}
+    assert results.counts["not_staged"] == 1 and results.listed["not_staged"] == ["q2"]
+    assert "1 judged question is in no stage: without gold answers" in shown(results)
+    # Without a reader it counts how far their evidence came.
+    results = evaluate(Pipeline(Finder(FOUND)), examples, qrels=qrels)
+    assert results.stages.stages.keys() == {"q1", "q2"}
+    assert "not_staged" not in results.counts and "in no stage" not in shown(results)
 
 
 @pytest.mark.parametrize("reader", [None, Teller({"q1": "Rome"})])
