@@ -43,7 +43,8 @@ class EvaluationSettings:
     """What else the reader is given, to tell how it uses its passages: some of none,retrieved,
     gold,gold+distractors,wrong,shuffled."""
     noise: str = ""
-    """Shares of distractors among the passages, such as 0,0.5,0.75,1."""
+    """Shares of distractors among the passages, such as 0,0.5,0.75,1; one gold passage reaches 0,
+    0.5, 0.67, 0.75, 0.8 and so on."""
     need: Literal["any", "all"] = "any"
     """Whether a question needs one relevant document or all (multi-hop)."""
     probes: Annotated[list[Path] | None, Parameter(negative="", consume_multiple=True)] = None

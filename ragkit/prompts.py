@@ -9,8 +9,10 @@ context ends stays known, so that virtual tokens can stand there
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, TypeAlias
 
 from .errors import DataError, SettingsError
@@ -69,10 +71,14 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Messages for a generator, and the places of the hits that they show, in their order."""
+    """Messages for a generator, and the places of the hits that they show, in their order.
+
+    `cut` tells how many characters of the last one's text are shown, where it was cut.
+    """
 
     messages: tuple[Message, ...]
     shown: tuple[int, ...] = ()
+    cut: int | None = None
 
     @property
     def text(self) -> str:
@@ -214,47 +220,32 @@ def build_prompt(
     passages: list[str] = []
     shown: list[int] = []
     room = min(window - _size(_assemble(style, question, ("",)), count), budget)
+    cut = None
     for place, hit in enumerate(hits):
-        number = len(passages) + 1
-        passage = _passage(style, number, hit, hit.document.text)
-        whole = count(passage) <= room
-        if whole or (passage := _cut(style, number, hit, room, count, sentences)):
-            passages.append(passage)
-            shown.append(place)
-            room = room - count(passage) if whole else -1
-    return replace(_assemble(style, question, passages), shown=tuple(shown))
+        passage_of = partial(_passage, style, len(passages) + 1, hit)
+        if (size := count(passage_of())) > room:
+            ends = [end for _, end in sentences(hit.document.text)]
+            fitting = bisect_left(ends, True, key=lambda end: count(passage_of(end)) > room)
+            if not fitting:
+                continue
+            cut = len(hit.document.text[: ends[fitting - 1]].rstrip())
+        passages.append(passage_of(cut))
+        shown.append(place)
+        room -= size
+        if cut is not None:
+            break
+    return replace(_assemble(style, question, passages), shown=tuple(shown), cut=cut)
 
 
 def _size(prompt: Prompt, count: Callable[[str], int]) -> int:
     return sum(count(message.text) for message in prompt.messages)
 
 
-def _passage(style: PromptStyle, number: int, hit: Hit, text: str) -> str:
+def _passage(style: PromptStyle, number: int, hit: Hit, end: int | None = None) -> str:
+    text = hit.document.text if end is None else hit.document.text[:end].rstrip()
     template = style.titled if hit.document.title else style.passage
     values = {"number": str(number), "title": hit.document.title, "text": text}
     return re.sub(r"\{(number|title|text)\}", lambda match: values[match[1]], template)
-
-
-def _cut(
-    style: PromptStyle,
-    number: int,
-    hit: Hit,
-    room: int,
-    count: Callable[[str], int],
-    sentences: Sentences,
-) -> str:
-    """Return the passage cut at the end of the last sentence that fits; empty if none does."""
-    text = hit.document.text
-    ends = [end for _, end in sentences(text)]
-    low, high, best = 0, len(ends) - 1, ""
-    while low <= high:
-        middle = (low + high) // 2
-        passage = _passage(style, number, hit, text[: ends[middle]].rstrip())
-        if count(passage) <= room:
-            low, best = middle + 1, passage
-        else:
-            high = middle - 1
-    return best
 
 
 def _assemble(style: PromptStyle, question: str, passages: Sequence[str]) -> Prompt:

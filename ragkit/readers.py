@@ -183,6 +183,7 @@ class GeneratorReader:
             abstained=abstained,
             prompt_tokens=self.generator.count(prompt.text),
             answer_tokens=self.generator.count(text),
+            cut=prompt.cut,
         )
 
 

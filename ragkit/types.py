@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from .errors import DataError
@@ -67,10 +67,11 @@ class Answer:
     """What a reader made of a query and its hits.
 
     `hits` are the hits that the prompt showed, in the order of their numbers there (the first is
-    `[1]`); `citations` are positions in `hits`, counted from 0, in the order in which the text
-    cites them. Where it cites nothing, `attributed` is true, and they name the hit that holds its
-    words, if one does. `abstained` says that the reader declined to answer. The tokens of prompt
-    and text are 0 where the reader does not count them.
+    `[1]`), and `cut` is how many characters of the last one's text it showed, where it cut that.
+    `citations` are positions in `hits`, counted from 0, in the order in which the text cites them.
+    Where it cites nothing, `attributed` is true, and they name the hit that holds its words, if one
+    does. `abstained` says that the reader declined to answer. The tokens of prompt and text are 0
+    where the reader does not count them.
     """
 
     query: Query
@@ -82,6 +83,15 @@ class Answer:
     abstained: bool = False
     prompt_tokens: int = 0
     answer_tokens: int = 0
+    cut: int | None = None
+
+    @property
+    def shown(self) -> tuple[Document, ...]:
+        """The hits' documents with their texts as the prompt showed them."""
+        documents = [hit.document for hit in self.hits]
+        if self.cut is not None:
+            documents[-1] = replace(documents[-1], text=documents[-1].text[: self.cut])
+        return tuple(documents)
 
     @property
     def cited(self) -> tuple[Document, ...]:

@@ -184,6 +184,17 @@ def test_the_manifest_says_what_there_is(pristine, encoder):
     assert index.pieces("d7") == [index.documents[7]] and index.pieces("d40") == []
 
 
+def test_documents_behind_a_filter(tmp_path):
+    parts = [Document(f"m#{n}", "moon", "", {"parent": "m", "n": n}) for n in (1, 2, 3)]
+    index = Index.build(tmp_path / "kb", [*DOCUMENTS, *parts], stores=("bm25",))
+    assert list(index.passing({})) == [*DOCUMENTS, *parts]
+    assert list(index.passing({"n": {"lte": 2}})) == [*DOCUMENTS[:3], *parts[:2]]
+    assert list(index.passing({"year": 1})) == []
+    assert index.pieces("m") == parts and index.pieces("m", {}) == parts
+    assert index.pieces("m", {"n": [1, 3]}) == [parts[0], parts[2]]
+    assert index.pieces("d7", {"n": 7}) == [DOCUMENTS[7]] and index.pieces("d7", {"n": 8}) == []
+
+
 @pytest.mark.parametrize("store", ["bm25", "dense"])
 def test_an_index_of_one_store(tmp_path, encoder, store):
     given = encoder if store == "dense" else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -78,6 +79,7 @@ def test_a_passage_of_which_nothing_fits_makes_room_for_the_next() -> None:
         budget=18, window=500, count=_count, sentences=sentences,
     )  # fmt: skip
     assert prompt.shown == (1, 2)
+    assert prompt.cut == len("Lead is heavy, and it is soft.")
     context = [p.text for m in prompt.messages for p in m.parts if p.kind == "context"]
     assert context == ["[1] Tin melts.\n", "[2] Lead is heavy, and it is soft.\n"]
 
@@ -282,6 +284,14 @@ def test_packing_equals_trying_every_cut(
     expected = _packed(style, question, hits, budget, window)
     assert [part.text for part in parts if part.kind == "context"] == expected
     assert len(prompt.shown) == len(expected)
+    shown = [hits[place] for place in prompt.shown]
+    if prompt.cut is not None:
+        document = shown[-1].document
+        shown[-1] = Hit(replace(document, text=document.text[: prompt.cut]), 1.0)
+    whole = build_prompt(
+        style, question, shown, budget=999, window=9999, count=len, sentences=sentences
+    )
+    assert whole.text == prompt.text and whole.cut is None  # the texts as shown, nothing less
     assert [part.text for part in parts if part.kind == "question"] == [question]
     assert sum(map(len, expected)) <= budget
     assert sum(len(message.text) for message in prompt.messages) <= window

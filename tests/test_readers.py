@@ -87,6 +87,11 @@ def test_an_answers_hits_are_those_that_the_prompt_shows():
     assert answer.citations == (1,)  # no [3] was shown
     assert "melts at 327 degrees.\n" in answer.prompt
     assert "heavy" not in answer.prompt
+    cut = replace(HITS[1].document, text="Lead melts at 327 degrees.")
+    assert answer.shown == (HITS[0].document, cut)
+    assert answer.hits[1].document == HITS[1].document  # the hit itself is whole
+    whole = GeneratorReader(Says("327 [2]")).read([QUERY], [HITS])[0]
+    assert whole.cut is None and whole.shown == tuple(hit.document for hit in HITS)
 
 
 @pytest.mark.parametrize("context", [5, 10, 14, 15, 16, 30])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sized
 from dataclasses import dataclass
 
-from ..errors import DataError
 from ..types import Document, Progress, quiet
 from .answers import cover_match, normalize_answer
 from .duplicates import normalize_text
@@ -79,9 +78,6 @@ def seek(
         answers: by `answer_key`; sought in the text, as `cover_match` does.
         documents: the corpus.
         progress: told of the stage `documents`.
-
-    Raises:
-        DataError: there are no documents.
     """
     total = len(documents) if isinstance(documents, Sized) else None
     phrases, missing = Phrases(questions), set(answers)
@@ -104,7 +100,5 @@ def seek(
         for answer in [answer for answer in odd if cover_match(document.text, [answer])]:
             odd.discard(answer)
             missing.discard(answer)
-    if not read:
-        raise DataError("there are no documents to seek questions and answers in")
     progress("documents", read, read)
     return Held(held, missing, read)

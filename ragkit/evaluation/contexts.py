@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 
@@ -14,13 +15,14 @@ CONTEXTS = ("none", "retrieved", "gold", "gold+distractors", "wrong", "shuffled"
 
 FIGURES = ("context gain", "distraction loss", "order gain", "position sensitivity")
 _MEASURES = ("F1", "cover")
+_REACH = 0.05  # how far from its share of distractors a context may be
 
 Scores = Mapping[str, Mapping[str, float]]
 """Measure -> query id -> value."""
 
 
 def check_contexts(contexts: Sequence[str], noise: Sequence[float]) -> None:
-    """Refuse contexts that are not known, and shares that are none.
+    """Refuse contexts that are not known, shares that are none, and shares of one name.
 
     Raises:
         SettingsError: naming them.
@@ -29,6 +31,12 @@ def check_contexts(contexts: Sequence[str], noise: Sequence[float]) -> None:
         raise SettingsError(f"unknown contexts {unknown}; known are {', '.join(CONTEXTS)}")
     if wrong := [share for share in noise if not 0 <= share <= 1]:
         raise SettingsError(f"a share of distractors lies between 0 and 1, not at {wrong}")
+    names = [noise_name(share) for share in noise]
+    if twice := [share for share in noise if names.count(noise_name(share)) > 1]:
+        raise SettingsError(
+            f"some shares of distractors have the same name, such as {noise_name(twice[0])!r}: ask "
+            f"for one of each among {twice}"
+        )
 
 
 def build_contexts(
@@ -48,12 +56,12 @@ def build_contexts(
     gold+distractors: the gold passages at random places among distractors, `keep` in all, at least
     one distractor. wrong: `keep` distractors. shuffled: what was retrieved, in another order.
     noise r: the gold passages at random places among so many distractors that these are the share
-    r of all; 1 is distractors alone, as many as go with the gold at the next lower share.
+    r of all, as `noise_sizes` counts them; 1 is distractors alone.
 
     A context that needs what is missing is left out: gold passages, one distractor at least, or two
-    hits to shuffle. A question with too few distractors for one share is left out of all of them,
-    so that the sweep compares the same questions. Random places depend on `seed` and the
-    question alone.
+    hits to shuffle. A question that cannot have one of the shares is left out of all of them, so
+    that the sweep compares the same questions (see `why_not_swept`). Random places depend on `seed`
+    and the question alone.
 
     Args:
         contexts: names out of `CONTEXTS`.
@@ -83,14 +91,50 @@ def build_contexts(
             _among(gold, filled, chance("gold+distractors")) if filled else []
         )
     result = {name: built[name] for name in contexts if built.get(name) or name == "none"}
-    names = {share: noise_name(share) for share in noise}
-    swept = {n: _noisy(share, noise, gold, others, chance(n)) for share, n in names.items()}
-    return result | swept if all(swept.values()) else result
+    sizes = noise_sizes(noise, len(gold)) or {}
+    if len(others) < max(sizes.values(), default=0):
+        return result
+    for share, size in sizes.items():
+        name, some = noise_name(share), others[:size]
+        result[name] = list(some) if share == 1 else _among(gold, some, chance(name))
+    return result
 
 
 def noise_name(share: float) -> str:
     """Name the context of which this share are distractors."""
     return f"noise {100 * share:.0f} %"
+
+
+def noise_sizes(noise: Sequence[float], golds: int) -> dict[float, int] | None:
+    """Return how many distractors beside so many gold passages make each share.
+
+    They are the whole number d that comes nearest to the share by d / (d + golds); for the share 1,
+    of distractors alone, as many as for the next lower share, or as there are gold passages.
+
+    Returns:
+        share -> distractors; None without gold passages, or where a share is not reached within 5
+        points. One gold passage reaches 0, 0.5, 0.67, 0.75, 0.8 and so on.
+    """
+    if not golds:
+        return None
+    sizes = {}
+    for share in (share for share in noise if share < 1):
+        exact = golds * share / (1 - share)
+        near = (math.floor(exact), math.ceil(exact))
+        missed, sizes[share] = min((abs(size / (size + golds) - share), size) for size in near)
+        if missed > _REACH + 1e-9:
+            return None
+    alone = max(1, max(sizes.values(), default=golds))
+    return {share: sizes.get(share, alone) for share in noise}
+
+
+def why_not_swept(noise: Sequence[float], golds: int) -> str:
+    """Say why a question with so many gold passages is left out of the noise sweep."""
+    if not golds:
+        return "without gold passages that suffice"
+    if noise_sizes(noise, golds) is None:
+        return "with gold passages beside which a share of distractors cannot be had"
+    return "with too few distractors"
 
 
 def _shuffled(hits: Sequence[Hit], chance: random.Random) -> list[Hit]:
@@ -109,23 +153,6 @@ def _among(gold: Sequence[Hit], others: Sequence[Hit], chance: random.Random) ->
     return [
         next(golds) if place in places else next(rest) for place in range(len(gold) + len(others))
     ]
-
-
-def _noisy(
-    share: float,
-    shares: Sequence[float],
-    gold: Sequence[Hit],
-    others: Sequence[Hit],
-    chance: random.Random,
-) -> list[Hit]:
-    if not gold:
-        return []
-    below = max((other for other in shares if other < 1), default=0.5)
-    wanted = round(len(gold) * (ratio := min(share, below)) / (1 - ratio))
-    wanted = max(wanted, 1) if share == 1 else wanted
-    if len(others) < wanted:
-        return []
-    return list(others[:wanted]) if share == 1 else _among(gold, others[:wanted], chance)
 
 
 def context_figures(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Literal, Protocol, TypeAlias
 
+from ..artefacts import to_json
 from ..errors import SettingsError
 from ..splitting import parent_of
-from ..types import Document, Example, Hit
+from ..types import Document, Example, Hit, Query, Where
 from .answers import cover_match
 from .containment import seek
 from .duplicates import answer_key
@@ -23,17 +24,19 @@ ANSWER = "an answer"
 class Corpus(Protocol):
     """What an evaluation asks of an index; `ragkit.Index` is one."""
 
-    @property
-    def documents(self) -> Iterable[Document]:
-        """All documents."""
+    def passing(self, where: Where) -> Iterable[Document]:
+        """Yield the documents that pass a metadata filter; all of them if it is empty."""
         ...
 
     def documents_fingerprint(self) -> str:
         """Return one hash of all documents."""
         ...
 
-    def pieces(self, document: str) -> list[Document]:
-        """Return the document of this id, or the pieces that were split off it, or nothing."""
+    def pieces(self, document: str, where: Where | None = None) -> list[Document]:
+        """Return the document of this id, or the pieces that were split off it, or nothing.
+
+        Those that do not pass the filter are left out.
+        """
         ...
 
 
@@ -72,6 +75,10 @@ class Evidence:
     def enough(self, query: str, given: set[str]) -> bool:
         """Tell whether what is given suffices."""
         return bool(given) if self._need == "any" else self.needs(query) <= given
+
+    def least(self, query: str) -> int:
+        """Return how many hits can suffice: a hit gives one need at most."""
+        return 1 if self._need == "any" else len(self.needs(query))
 
     def relevant(self, query: str) -> set[str]:
         """Return the ids of a question's relevant documents; none where no qrels judge it."""
@@ -115,23 +122,27 @@ def gold_passages(example: Example, gold: Gold, corpus: Corpus | None, limit: in
 
 
 def in_corpus(
-    evidence: Evidence, gold: Gold, queries: Sequence[str], corpus: Corpus | None
+    evidence: Evidence, gold: Gold, queries: Sequence[Query], corpus: Corpus | None
 ) -> dict[str, bool]:
-    """Tell of each question whether the corpus holds what it needs; all of it if it is unknown.
+    """Tell by the id of each question whether the corpus holds what it needs.
 
-    Answers are sought as `cover_match` does, in all documents, once.
+    What a question's filter does not let through is not there for it. Answers are sought as
+    `cover_match` does, in all documents of a filter, once. An unknown corpus holds everything.
     """
     if corpus is None:
-        return dict.fromkeys(queries, True)
+        return {query.id: True for query in queries}
     held: dict[str, bool] = {}
-    sought: dict[str, set[str]] = {}
+    sought: dict[str, list[Query]] = {}
     for query in queries:
-        needs = evidence.needs(query)
+        needs = evidence.needs(query.id)
         if needs == {ANSWER}:
-            sought[query] = set(map(answer_key, gold.answers[query]))
+            sought.setdefault(to_json(dict(query.where)), []).append(query)
         else:
-            held[query] = evidence.enough(query, {name for name in needs if corpus.pieces(name)})
-    if sought:
-        missing = seek((), set().union(*sought.values()), corpus.documents).missing
-        held |= {query: not answers <= missing for query, answers in sought.items()}
+            there = {name for name in needs if corpus.pieces(name, query.where)}
+            held[query.id] = evidence.enough(query.id, there)
+    for group in sought.values():
+        keys = {query.id: set(map(answer_key, gold.answers[query.id])) for query in group}
+        documents = corpus.passing(group[0].where)
+        missing = seek((), set().union(*keys.values()), documents).missing
+        held |= {query: not answers <= missing for query, answers in keys.items()}
     return held

@@ -221,6 +221,8 @@ def _with_documents(
     }
     answers = [key for question in asked for key in question.answers]
     held = seek(long, answers, documents, progress=progress)
+    if not held.documents:
+        raise DataError("there are no documents to seek questions and answers in")
     passages = [
         Passage(names_of(long[text]), long[text][0].text, document)
         for text, document in held.questions

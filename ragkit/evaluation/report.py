@@ -11,6 +11,7 @@ from rich.text import Text
 from .comparison import Comparison, Outcome
 from .leaks import KINDS, Leaks
 from .results import Results
+from .stages import not_staged_note
 from .statistics import ALPHA, Estimate
 
 HEADLINES = ("nDCG@10", "recall@10", "answer@10", "EM", "F1")
@@ -50,7 +51,8 @@ def run_tables(results: Results, title: str = "") -> list[Table | str]:
         table.add_column("questions", justify="right")
         for stage, count in results.stages.counts.items():
             table.add_row(stage, str(count))
-        shown += [table, results.stages.advice]
+        notes = [not_staged_note(results.counts.get("not_staged", 0)), results.stages.advice]
+        shown += [table, *filter(None, notes)]
     if results.costs:
         shown.append(_costs_table(results))
     return shown

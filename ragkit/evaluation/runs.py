@@ -71,7 +71,7 @@ def evaluate(
             counted, gold passages be read, and questions be told that no document answers.
         need: whether one relevant document is enough for a question, or all are needed.
         contexts: what else the reader is given, by names of `contexts.CONTEXTS`.
-        noise: the shares of distractors of a noise sweep, 0 to 1.
+        noise: the shares of distractors of a noise sweep, 0 to 1; see `contexts.noise_sizes`.
         probes: what `run_probe` gave for the reader's model, to be kept with the run.
         judge: a generator that judges whether answers are correct and rest on what was shown.
         output: the run folder to write: whole, or not at all.
@@ -83,7 +83,7 @@ def evaluate(
     Raises:
         DataError: as `gold_of` does, or if a hit's score is not a finite number.
         SettingsError: `output` exists and `replace` is false, a k is not a positive integer, the
-            seed is negative, or an unknown context.
+            seed is negative, an unknown context, or two shares of one name.
     """
     check_ks(ks)
     if seed < 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..artefacts import fingerprint
@@ -40,10 +40,11 @@ class Record:
         parents: documents that were split off longer ones -> those.
         answer_ranks: the rank of the first hit that contains an answer, for questions with answers
             that no qrels judge.
-        given: query id -> whether all hits, those that led before reranking, and those that the
-            reader was given hold what the question needs.
+        traces: query id -> how far its evidence came among the hits, for questions of which it is
+            known what they need; the rest of a trace is told by the scores.
         answers: query id -> answer; empty without a reader.
         contexts: context -> query id -> answer.
+        noise_left_out: the questions without a noise sweep; None where none was asked for.
         verdicts: rubric -> query id -> what a judge said of the answer.
         reranked: whether there was a reranker.
     """
@@ -53,9 +54,10 @@ class Record:
     run: Run = field(default_factory=dict)
     parents: dict[str, str] = field(default_factory=dict)
     answer_ranks: dict[str, int] = field(default_factory=dict)
-    given: dict[str, tuple[bool, ...]] = field(default_factory=dict)
+    traces: dict[str, Trace] = field(default_factory=dict)
     answers: dict[str, Answer] = field(default_factory=dict)
     contexts: dict[str, dict[str, Answer]] = field(default_factory=dict)
+    noise_left_out: list[str] | None = None
     verdicts: dict[str, dict[str, Verdict]] = field(default_factory=dict)
 
 
@@ -88,12 +90,17 @@ def score(
         for rubric, of in record.verdicts.items()
     }
     contexts = {name: _answer_scores(of, gold) for name, of in record.contexts.items()}
-    losses = _losses(record, gold, evidence, corpus, answers, seed)
+    losses = _losses(record, examples, gold, evidence, corpus, answers, seed)
     listed = dict(gold.remarks)
     listed["nothing_found"] = [query for query, hits in record.found.items() if not hits]
     listed["abstained"] = [query for query, answer in record.answers.items() if answer.abstained]
     for rubric, of in record.verdicts.items():
         listed[f"judge_{rubric}_unread"] = [q for q, v in of.items() if v.verdict is None]
+    if record.noise_left_out is not None:
+        listed["noise_left_out"] = record.noise_left_out
+    if record.answers:
+        staged = losses.stages if losses else {}
+        listed["not_staged"] = [query for query in record.traces if query not in staged]
     counts = {
         "questions": len(examples),
         "judged": len(gold.qrels),
@@ -170,6 +177,7 @@ def _answer_scores(answers: Mapping[str, Answer], gold: Gold) -> Scores:
 
 def _losses(
     record: Record,
+    examples: Sequence[Example],
     gold: Gold,
     evidence: Evidence,
     corpus: Corpus | None,
@@ -178,33 +186,37 @@ def _losses(
 ) -> StageLosses | None:
     if record.answers:  # an answer is right if it contains a gold one, or declines as it should
         right = answers.get("cover", {})
-        asked = [query for query in right if query in record.given or not gold.answers[query]]
+        asked = [query for query in right if query in record.traces or not gold.answers[query]]
     else:
-        right, asked = {}, list(record.given)
-    held = in_corpus(evidence, gold, [q for q in asked if q in record.given], corpus)
+        right, asked = {}, list(record.traces)
+    needy = {query for query in asked if query in record.traces}
+    queries = [example.query for example in examples if example.query.id in needy]
+    held = in_corpus(evidence, gold, queries, corpus)
     traces = {}
     for query in asked:
         answer = record.answers.get(query)
-        retrieved, leading, kept = record.given.get(query, (False, False, False))
-        traces[query] = Trace(
+        traces[query] = replace(
+            record.traces.get(query, Trace()),
             held=held.get(query, False),
-            retrieved=retrieved,
-            leading=leading,
-            kept=kept,
             shown=answer is not None and _shows(evidence, answer, gold.answers[query]),
             correct=None if answer is None else right[query] > 0,
             abstained=answer is not None and answer.abstained,
-            answerable=query in record.given,
+            answerable=query in record.traces,
         )
     return stage_losses(traces, reranked=record.reranked, seed=seed)
 
 
 def _shows(evidence: Evidence, answer: Answer, golds: Sequence[str]) -> bool:
-    """Tell whether a prompt shows what its question needs, and did not cut the answer off."""
-    if not evidence.suffices(answer.query.id, answer.hits):
+    """Tell whether a prompt shows what its question needs, and did not cut the answer off it."""
+    query = answer.query.id
+    if not evidence.suffices(query, answer.hits):
         return False
-    whole = any(cover_match(hit.document.text, golds) for hit in answer.hits)
-    return not whole or cover_match(answer.prompt, golds) > 0
+    holding = [
+        shown
+        for hit, shown in zip(answer.hits, answer.shown, strict=True)
+        if evidence.given(query, [hit]) and cover_match(hit.document.text, golds)
+    ]
+    return not holding or any(cover_match(shown.text, golds) for shown in holding)
 
 
 def hashes_of(examples: Sequence[Example], gold: Gold, corpus: Corpus | None) -> dict[str, str]:

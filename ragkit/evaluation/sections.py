@@ -11,7 +11,7 @@ from typing import Any
 
 from . import charts
 from .contexts import CONTEXTS
-from .stages import BOUNDS, CORRECT, STAGES
+from .stages import BOUNDS, CORRECT, STAGES, not_staged_note
 from .statistics import Estimate
 
 Estimates = dict[str, Estimate]
@@ -68,7 +68,7 @@ def sections_of(results: Mapping[str, Any]) -> list[Section]:
     stages = results["stages"]
     made = (
         Section("scores", "Scores", [*_scores(results)]),
-        Section("stages", "Where questions were lost", [*_stages(stages)] if stages else []),
+        Section("stages", "Where questions were lost", [*_stages(results)] if stages else []),
         Section("contexts", "What the reader makes of its passages", [*_contexts(results)]),
         Section("probes", "General ability", [*_probes(results["probes"])]),
         Section("costs", "Costs", [*_costs(results["costs"])]),
@@ -121,13 +121,15 @@ def _row(label: str, estimate: Estimate) -> list[Cell]:
     return [Cell(text) for text in texts]
 
 
-def _stages(stages: Mapping[str, Any]) -> Iterable[Block]:
+def _stages(results: Mapping[str, Any]) -> Iterable[Block]:
+    stages = results["stages"]
     counts = [(name, int(stages["counts"][name])) for name in in_order(stages["counts"], STAGES)]
     total = sum(count for _, count in counts)
     if total:
+        note = "Each question counts at the first stage that lost it, in the order of the stages."
         yield Block(
             "Questions by stage",
-            "Each question counts at the first stage that lost it, in the order of the stages.",
+            f"{note} {not_staged_note(results['counts'].get('not_staged', 0))}".strip(),
             ("stage", "questions", "share"),
             [
                 [Cell(stage, stage=stage), Cell(f"{count:,}"), Cell(f"{count / total:.1%}")]
@@ -168,7 +170,10 @@ def _contexts(results: Mapping[str, Any]) -> Iterable[Block]:
         )
         yield _measured("Figures", note, "figure", figures)
     if swept:
-        note = "Answers as more of the passages are distractors; bands are 95 % intervals."
+        note = (
+            "Answers as more of the passages are distractors, each share within 5 points, of the "
+            "questions that can have all of them; bands are 95 % intervals."
+        )
         caption = "Scores by the share of distractors, as in the table"
         axis = "distractors among the passages"
         table = {f"{share:g} %": of for share, of in swept.items()}

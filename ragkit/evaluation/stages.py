@@ -13,6 +13,7 @@ CORRECT = "correct"
 STAGES = (
     "not in the corpus",
     "not retrieved",
+    "needs more passages than kept",
     "ranked too low",
     "dropped by the reranker",
     "cut from the prompt",
@@ -32,6 +33,7 @@ _ENOUGH = 20  # questions that tell how well a reader reads
 _PARTS = {
     "not in the corpus": "corpus",
     "not retrieved": "retriever",
+    "needs more passages than kept": "prompt",
     "ranked too low": "retriever",
     "dropped by the reranker": "reranker",
     "cut from the prompt": "prompt",
@@ -43,7 +45,7 @@ _ADVICE = {
     "corpus": "Add the missing documents: for want of them",
     "retriever": "Train the retriever next: by it",
     "reranker": "Train the reranker next: by it",
-    "prompt": "Give the reader a longer context: by cutting it",
+    "prompt": "Give the reader more passages or a longer context: for want of room",
     "reader": "Train the reader next: by it",
 }
 
@@ -58,16 +60,18 @@ class Trace:
         leading: it was among the hits that the reader is given before they were reranked; the same
             as `kept` without a reranker.
         kept: it is among the hits that the reader was given.
+        fits: as many hits as the reader is given can hold it.
         shown: it is in the prompt.
         correct: the answer is right; None without a reader.
         abstained: the reader declined to answer.
         answerable: the question has an answer.
     """
 
-    held: bool
-    retrieved: bool
-    leading: bool
-    kept: bool
+    held: bool = False
+    retrieved: bool = False
+    leading: bool = False
+    kept: bool = False
+    fits: bool = True
     shown: bool = False
     correct: bool | None = None
     abstained: bool = False
@@ -86,6 +90,7 @@ def stage_of(trace: Trace, *, reranked: bool = False) -> str:
         (not trace.answerable, "should have abstained"),
         (not trace.held, "not in the corpus"),
         (not trace.retrieved, "not retrieved"),
+        (not trace.kept and not trace.fits, "needs more passages than kept"),
         (not trace.kept and reranked and trace.leading, "dropped by the reranker"),
         (not trace.kept, "ranked too low"),
         (trace.correct is None, CORRECT),
@@ -123,6 +128,14 @@ class StageLosses:
         values = asdict(self)
         del values["stages"]
         return values
+
+
+def not_staged_note(count: int) -> str:
+    """Say how many judged questions are in no stage, since nothing tells if they are answered."""
+    if not count:
+        return ""
+    which = "1 judged question is" if count == 1 else f"{count:,} judged questions are"
+    return f"{which} in no stage: without gold answers, right and wrong cannot be told apart."
 
 
 def stage_losses(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -12,7 +15,7 @@ from ..prompts import without_citations
 from ..splitting import parent_of
 from ..types import Answer, Document, Example, Hit, Progress, Query
 from .answers import answer_rank
-from .contexts import build_contexts
+from .contexts import build_contexts, noise_name, why_not_swept
 from .costs import Meter
 from .evidence import Corpus, Evidence, gold_passages
 from .folder import Passages
@@ -21,6 +24,9 @@ from .judge import CORRECT, FAITHFUL, Item, JudgeGenerator
 from .judge import judge as judge_answers
 from .metrics import check_scores
 from .scoring import Record
+from .stages import Trace
+
+_log = logging.getLogger(__name__)
 
 _SLICE = 256  # questions retrieved between two reports of progress
 _TEXTS = 10  # hits of a question whose texts the run folder keeps
@@ -49,7 +55,7 @@ class Task:
         if not (self.contexts or self.noise):
             return 0
         golds = max(1, self.pipeline.keep)
-        swept = (round(golds * r / (1 - r)) for r in self.noise if r < 1)
+        swept = (math.ceil(golds * r / (1 - r)) for r in self.noise if r < 1)
         return max([golds, *swept])
 
     def retrieve(self, passages: Passages) -> Record:
@@ -99,7 +105,12 @@ class Task:
         if self.evidence.needs(query):
             kept = self.evidence.suffices(query, hits[:keep])
             leading = kept if before is hits else self.evidence.suffices(query, before[:keep])
-            record.given[query] = (kept or self.evidence.suffices(query, hits), leading, kept)
+            record.traces[query] = Trace(
+                retrieved=kept or self.evidence.suffices(query, hits),
+                leading=leading,
+                kept=kept,
+                fits=self.evidence.least(query) <= keep,
+            )
         if self.pipeline.reader is not None:
             self.kept[query] = hits[:keep]
         if wanted := self._distractors_wanted:
@@ -113,7 +124,7 @@ class Task:
             return
         queries = {example.query.id: example.query for example in self.examples}
         asked = [(query, "retrieved", hits) for query, hits in self.kept.items()]
-        asked += self._other_contexts()
+        asked += self._other_contexts(record)
         self.progress("read", 0, len(asked))
         with self.meter.stage("read") as cost:
             read = reader.read(
@@ -146,7 +157,7 @@ class Task:
                     answers[query].query.text,
                     without_citations(answers[query].text),
                     tuple(self.gold.answers.get(query, ())),
-                    tuple(hit.document.contents for hit in answers[query].hits),
+                    tuple(document.contents for document in answers[query].shown),
                 )
                 for query in asked
             ]
@@ -154,22 +165,45 @@ class Task:
                 verdicts = judge_answers(generator, rubric, items, self.progress)
             record.verdicts[rubric.name] = dict(zip(asked, verdicts, strict=True))
 
-    def _other_contexts(self) -> list[tuple[str, str, Sequence[Hit]]]:
+    def _other_contexts(self, record: Record) -> list[tuple[str, str, Sequence[Hit]]]:
+        """Return question, name and hits of the contexts; note what the noise sweep leaves out."""
         if not (self.contexts or self.noise):
             return []
         asked: list[tuple[str, str, Sequence[Hit]]] = []
+        left_out: dict[str, str] = {}
         for example in self.examples:
             query, keep = example.query.id, self.pipeline.keep
             gold = gold_passages(example, self.gold, self.corpus, max(1, keep))
+            gold = gold if self.evidence.suffices(query, gold) else []
+            noise = self.noise if query in self.gold.answers else ()
             built = build_contexts(
                 self.contexts,
-                self.noise,
+                noise,
                 query=query,
                 retrieved=self.kept[query],
-                gold=gold if self.evidence.suffices(query, gold) else [],
+                gold=gold,
                 distractors=self.distractors[query],
                 keep=keep,
                 seed=self.seed,
             )
             asked += [(query, name, hits) for name, hits in built.items() if name != "retrieved"]
+            if not noise:
+                left_out[query] = "without gold answers"
+            elif noise_name(noise[0]) not in built:
+                left_out[query] = why_not_swept(noise, len(gold))
+        if self.noise:
+            record.noise_left_out = list(left_out)
+            if len(left_out) == len(self.examples):
+                _warn_of_no_sweep(self.noise, left_out)
         return asked
+
+
+def _warn_of_no_sweep(noise: Sequence[float], left_out: Mapping[str, str]) -> None:
+    reasons = Counter(left_out.values()).most_common()
+    _log.warning(
+        f"no question takes part in the noise sweep by {', '.join(map(str, noise))}: of "
+        f"{len(left_out)} questions, "
+        + ", ".join(f"{count} are {reason}" for reason, count in reasons)
+        + ". One gold passage reaches the shares 0, 0.5, 0.67, 0.75, 0.8 and so on, each within 5 "
+        "points, and 1, of distractors alone."
+    )

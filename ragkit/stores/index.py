@@ -7,7 +7,7 @@ ann/000001-ab12cd.faiss      an approximate index over the segments, if one was 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +23,7 @@ from .ann import AnnSettings
 from .bm25 import Bm25Settings, Bm25Store
 from .build import FORMAT, STORES, build_index
 from .dense import DenseStore
-from .documents import DocumentStore
+from .documents import DocumentStore, matches
 from .embeddings import DocumentEncoder, open_embeddings
 from .folder import MANIFEST
 
@@ -167,15 +167,26 @@ class Index:
         """Return which rows pass a metadata filter, shape [documents]; None where all do."""
         return self.documents.mask(where)
 
-    def pieces(self, document: str) -> list[Document]:
-        """Return the document of this id, or the pieces that were split off it, or nothing."""
+    def passing(self, where: Where) -> Iterator[Document]:
+        """Yield the documents that pass a metadata filter, in the order of their rows."""
+        mask, documents = self.mask(where), self.documents
+        if mask is None:
+            return iter(documents)
+        return (documents[row] for row in np.flatnonzero(mask).tolist())
+
+    def pieces(self, document: str, where: Where | None = None) -> list[Document]:
+        """Return the document of this id, or the pieces that were split off it, or nothing.
+
+        Those that do not pass the metadata filter are left out.
+        """
         rows = self.documents.rows
-        if document in rows:
-            return [self.documents[rows[document]]]
         found: list[Document] = []
-        while (row := rows.get(f"{document}#{len(found) + 1}")) is not None:
-            found.append(self.documents[row])
-        return found
+        if document in rows:
+            found.append(self.documents[rows[document]])
+        else:
+            while (row := rows.get(f"{document}#{len(found) + 1}")) is not None:
+                found.append(self.documents[row])
+        return [each for each in found if matches(where or {}, each)]
 
     def documents_fingerprint(self) -> str:
         """Return one hash of the documents alone, whatever the stores over them."""

@@ -11,6 +11,8 @@ from ragkit.evaluation.contexts import (
     build_contexts,
     check_contexts,
     context_figures,
+    noise_sizes,
+    why_not_swept,
 )
 
 
@@ -96,11 +98,49 @@ def test_the_noise_sweep_holds_its_shares():
 
 @pytest.mark.parametrize(
     ("contexts", "noise", "message"),
-    [(["golden"], [], r"\['golden'\]; known are none, retrieved"), ([], [0.5, 50], r"\[50\]")],
+    [
+        (["golden"], [], r"\['golden'\]; known are none, retrieved"),
+        ([], [0.5, 50], r"\[50\]"),
+        ([], [0.67, 0.5, 0.6666], r"same name, such as 'noise 67 %'.* among \[0.67, 0.6666\]"),
+        ([], [0.5, 0.5], r"among \[0.5, 0.5\]"),
+    ],
 )
 def test_bad_names_and_shares(contexts, noise, message):
     with pytest.raises(SettingsError, match=message):
         check_contexts(contexts, noise)
+
+
+@pytest.mark.parametrize(
+    ("golds", "shares", "expected"),
+    [
+        (1, [0, 0.5, 0.67, 0.75, 0.8, 1], [0, 1, 2, 3, 4, 4]),
+        (1, [0.05, 0.45, 0.7], [0, 1, 2]),
+        (1, [0.3], None),
+        (1, [0.5, 0.1], None),
+        (1, [0.6], None),  # 1 and 2 distractors are 50 % and 67 %
+        (2, [0.3, 0.6], [1, 3]),
+        (9, [0.1, 0.9], [1, 81]),
+        (2, [0, 1], [0, 1]),
+        (2, [1], [2]),
+        (0, [0.5], None),
+    ],
+)
+def test_a_share_is_had_within_5_points_or_not_at_all(golds, shares, expected):
+    found = noise_sizes(shares, golds)
+    assert (found and list(found.values())) == expected
+    for share in found or ():
+        assert share == 1 or abs(found[share] / (found[share] + golds) - share) <= 0.05
+    enough = hits(*(f"d{n}" for n in range(99)))
+    built = build((), shares, gold=hits(*"abcdefghi"[:golds]), distractors=enough)
+    assert [len(found) for found in built.values()] == [
+        size + golds * (share < 1) for share, size in (found or {}).items()
+    ]
+
+
+def test_why_a_question_is_left_out_of_the_sweep():
+    assert "gold passages that suffice" in why_not_swept([0.5], 0)
+    assert "cannot be had" in why_not_swept([0.5, 0.3], 1)
+    assert "too few distractors" in why_not_swept([0.5], 1)
 
 
 def test_figures_by_value():

@@ -6,6 +6,7 @@ from ragkit import Document, Example, Hit, Query
 from ragkit.errors import SettingsError
 from ragkit.evaluation.evidence import ANSWER, Evidence, gold_passages, in_corpus
 from ragkit.evaluation.gold import gold_of
+from ragkit.stores.documents import matches
 
 
 def piece(name, text="", parent="m"):
@@ -22,11 +23,13 @@ DOCUMENTS = [
 
 
 class Shelf:
-    documents = DOCUMENTS
+    def passing(self, where):
+        return (d for d in DOCUMENTS if matches(where, d))
 
-    def pieces(self, name):
+    def pieces(self, name, where=None):
         own = [d for d in DOCUMENTS if d.id == name]
-        return own or [d for d in DOCUMENTS if d.metadata.get("parent") == name]
+        found = own or [d for d in DOCUMENTS if d.metadata.get("parent") == name]
+        return [d for d in found if matches(where or {}, d)]
 
     def documents_fingerprint(self):
         return "f"
@@ -116,14 +119,42 @@ def test_gold_passages(gold):
 
 
 def test_what_the_corpus_holds(gold):
-    queries = ["judged", "two", "free", "absent"]
+    names = ["judged", "two", "free", "absent"]
+    queries = [Query(name, f"{name}?") for name in names]
     # "old too" stands across two documents' ends in no text.
     expected = {"judged": True, "two": True, "free": True, "absent": False}
     assert in_corpus(Evidence(gold), gold, queries, Shelf()) == expected
-    assert in_corpus(Evidence(gold), gold, queries, None) == dict.fromkeys(queries, True)
+    assert in_corpus(Evidence(gold), gold, queries, None) == dict.fromkeys(names, True)
     wanting = gold_of(EXAMPLES, {"two": {"p": 1, "gone": 1}})
-    assert in_corpus(Evidence(wanting, "any"), wanting, ["two"], Shelf()) == {"two": True}
-    assert in_corpus(Evidence(wanting, "all"), wanting, ["two"], Shelf()) == {"two": False}
+    two = [Query("two", "two?")]
+    assert in_corpus(Evidence(wanting, "any"), wanting, two, Shelf()) == {"two": True}
+    assert in_corpus(Evidence(wanting, "all"), wanting, two, Shelf()) == {"two": False}
+
+
+def test_what_a_filter_does_not_let_through_is_not_in_the_corpus(gold):
+    def held(need, **wheres):
+        queries = [Query(name, "?", where) for name, where in wheres.items()]
+        return in_corpus(Evidence(gold, need), gold, queries, Shelf())
+
+    whole, pieces = {"parent": {"exists": False}}, {"parent": "m"}
+    assert held("any", judged=whole, two=whole, free=whole) == {
+        "judged": True,
+        "two": True,  # p passes, the pieces of m do not
+        "free": False,
+    }
+    assert held("all", two=whole) == {"two": False}
+    assert held("all", two={"id": ["p", "m#1"]}) == {"two": True}
+    # Each question is sought in what its own filter lets through, and nothing may pass at all.
+    assert held("any", judged=pieces, free=pieces, absent={"year": 1}) == {
+        "judged": False,
+        "free": True,
+        "absent": False,
+    }
+
+
+def test_how_many_hits_can_suffice(gold):
+    assert [Evidence(gold, "any").least(name) for name in ("judged", "two", "free")] == [1, 1, 1]
+    assert [Evidence(gold, "all").least(name) for name in ("judged", "two", "free")] == [1, 2, 1]
 
 
 def test_a_title_that_holds_the_answer_is_no_distractor(gold):
@@ -140,7 +171,7 @@ def test_each_relevant_document_has_a_gold_passage_before_another_has_two():
     long = [piece(f"m#{n}", "It has two moons.") for n in range(1, 4)]
 
     class Pieces(Shelf):
-        def pieces(self, name):
+        def pieces(self, name, where=None):
             return long if name == "m" else super().pieces(name)
 
     known = gold_of([example("q", "moons")], {"q": {"m": 1, "p": 1}})

@@ -252,6 +252,21 @@ def test_tables_hold_the_values_in_a_sensible_order(page):
 
 
 @pytest.mark.usefixtures("no_charts")
+def test_questions_in_no_stage_are_told_of_where_stages_are_shown(tmp_path, page):
+    def two(values):
+        values["counts"]["not_staged"] = 2
+
+    soup = parsed(write_page(write_run(tmp_path / "run", change=two)))
+    notes = [each.find("h3", string="Questions by stage").parent.p.string for each in (soup, page)]
+    assert notes[0] == (
+        "Each question counts at the first stage that lost it, in the order of the stages. "
+        "2 judged questions are in no stage: without gold answers, right and wrong cannot be told "
+        "apart."
+    )
+    assert notes[1] == notes[0].split(" 2 judged")[0]
+
+
+@pytest.mark.usefixtures("no_charts")
 def test_listed_ids_of_questions_lead_to_them(tmp_path):
     def abstained(values):
         values["counts"]["abstained"] = 12

@@ -15,6 +15,7 @@ from ragkit.evaluation.answers import ANSWER_MEASURES
 from ragkit.evaluation.metrics import retrieval_measures
 from ragkit.evaluation.report import measures_table, results_table, run_tables
 from ragkit.evaluation.runs import evaluate, evaluate_run
+from ragkit.stores.documents import matches
 
 DOCUMENTS = {
     "p": Document("p", "Paris is the capital of France."),
@@ -31,9 +32,13 @@ class Shelf:
         self.documents = list(DOCUMENTS.values() if documents is None else documents)
         self._fingerprint = fingerprint
 
-    def pieces(self, name):
+    def passing(self, where):
+        return (d for d in self.documents if matches(where, d))
+
+    def pieces(self, name, where=None):
         parents = [d for d in self.documents if d.metadata.get("parent") == name]
-        return [d for d in self.documents if d.id == name] or parents
+        found = [d for d in self.documents if d.id == name] or parents
+        return [d for d in found if matches(where or {}, d)]
 
     def documents_fingerprint(self):
         return self._fingerprint
@@ -132,6 +137,7 @@ def test_scores_by_value():
         "unknown_documents": 0,
         "nothing_found": 1,
         "abstained": 1,
+        "not_staged": 0,
     }
     assert results.listed == {
         "unjudged": ["q3", "q4"],
@@ -455,16 +461,37 @@ def test_contexts_are_read_in_one_call_and_kept_by_question(tmp_path):
     assert sorted(json.loads(line)["id"] for line in passages) == ["l", "m#0", "m#1", "p"]
 
 
+def test_questions_without_a_noise_sweep_are_counted_and_listed(caplog):
+    found = everything(noise=[0.0, 0.5])
+    assert found.contexts["noise 50 %"]["F1"].n == 2
+    assert found.counts["noise_left_out"] == 1
+    assert found.listed["noise_left_out"] == ["q3"]  # it has no answer, and so no gold passage
+    assert "noise sweep" not in caplog.text
+    assert "noise_left_out" not in everything().counts
+    # One distractor was found of each question, and the share of 80 % asks for four.
+    found = everything(noise=[0.8])
+    assert found.counts["noise_left_out"] == 3 and "noise 80 %" not in found.contexts
+    assert "of 3 questions, 2 are with too few distractors, 1 are without gold pass" in caplog.text
+    caplog.clear()
+    assert everything(noise=[0.3]).counts["noise_left_out"] == 3
+    assert "2 are with gold passages beside which a share of distractors cannot" in caplog.text
+    assert "One gold passage reaches the shares 0, 0.5, 0.67, 0.75, 0.8" in caplog.text
+
+
+def test_a_question_whose_answers_are_not_scored_is_left_out_of_the_sweep():
+    examples = [example("q1", "Paris"), example("q2")]
+    pipeline = Pipeline(Finder(FOUND), None, Teller(SAID), keep=2)
+    qrels = {"q1": {"p": 1}, "q2": {"m": 1}}
+    found = evaluate(pipeline, examples, qrels=qrels, corpus=Shelf(), noise=[0.5])
+    assert found.listed["noise_left_out"] == ["q2"]
+    assert found.contexts["noise 50 %"]["F1"].n == 1
+
+
 def test_stages_of_a_run():
     losses = everything().stages
     assert losses.counts == {"correct": 3}
 
-    class Showing(Teller):
-        def read(self, queries, hits):
-            pairs = zip(super().read(queries, hits), hits, strict=True)
-            return [replace(a, prompt=" ".join(h.document.text for h in f)) for a, f in pairs]
-
-    reader = Showing(SAID | {"q1": "Rome", "q2": "Unknown", "q3": "Mars"})
+    reader = Teller(SAID | {"q1": "Rome", "q2": "Unknown", "q3": "Mars"})
     pipeline = Pipeline(Finder(FOUND | {"q4": FOUND["q3"]}), None, reader, keep=1)
     examples = [*EXAMPLES, example("q5", "nowhere to be found")]
     reader.said |= {"q4": "Rome", "q5": "Rome"}
@@ -486,6 +513,61 @@ def test_stages_of_a_run():
     assert needs.stages.stages == {"q1": "not retrieved"}
 
 
+def test_judged_questions_without_gold_answers_are_in_no_stage_and_counted():
+    examples = [example("q1", "Paris"), example("q2"), example("q3")]
+    qrels = {"q1": {"p": 1}, "q2": {"m": 1}}
+
+    def shown(results):
+        console = Console(width=200, file=io.StringIO())
+        with console.capture() as capture:
+            console.print(*run_tables(results), sep="\n\n")
+        return capture.get()
+
+    results = evaluate(Pipeline(Finder(FOUND), None, Teller(SAID)), examples, qrels=qrels)
+    assert results.stages.counts == {"correct": 2}
+    assert results.counts["not_staged"] == 1 and results.listed["not_staged"] == ["q2"]
+    assert "1 judged question is in no stage: without gold answers" in shown(results)
+    # Without a reader it counts how far their evidence came.
+    results = evaluate(Pipeline(Finder(FOUND)), examples, qrels=qrels)
+    assert results.stages.stages.keys() == {"q1", "q2"}
+    assert "not_staged" not in results.counts and "in no stage" not in shown(results)
+
+
+@pytest.mark.parametrize("reader", [None, Teller({"q1": "Rome"})])
+@pytest.mark.parametrize(
+    ("keep", "need", "stage"),
+    [
+        (1, "all", "needs more passages than kept"),
+        (0, "any", "needs more passages than kept"),
+        (1, "any", "ranked too low"),
+        (2, "all", "ranked too low"),
+    ],
+)
+def test_the_retriever_is_not_blamed_where_too_few_passages_are_kept(reader, keep, need, stage):
+    found = {"q1": [("m#0", 3.0), ("p", 2.0), ("l", 1.0)]}
+    losses = evaluate(
+        Pipeline(Finder(found), None, reader, keep=keep),
+        [example("q1", "Paris")],
+        qrels={"q1": {"p": 1, "l": 1}},
+        corpus=Shelf(),
+        need=need,
+    ).stages
+    assert losses.stages == {"q1": stage}
+    if stage == "needs more passages than kept":
+        assert losses.advice.startswith("Give the reader more passages or a longer context: for")
+
+
+def test_a_relevant_document_behind_a_filter_was_not_in_the_corpus():
+    asked = [
+        replace(example(name, "Paris"), query=Query(name, "?", where))
+        for name, where in (("q1", {"id": "l"}), ("q2", {}))
+    ]
+    found = {"q1": [("l", 1.0)], "q2": [("l", 1.0)]}
+    for qrels in (None, {"q1": {"p": 1}, "q2": {"p": 1}}):
+        results = evaluate(Pipeline(Finder(found)), asked, qrels=qrels, corpus=Shelf())
+        assert results.stages.stages == {"q1": "not in the corpus", "q2": "not retrieved"}
+
+
 def test_a_reranker_is_timed_apart_and_blamed_for_what_it_drops():
     class Reverse:
         def rerank(self, queries, hits, k):
@@ -497,15 +579,24 @@ def test_a_reranker_is_timed_apart_and_blamed_for_what_it_drops():
     assert list(results.costs) == ["retrieve", "rerank", "read"]
 
 
-def test_a_passage_that_was_cut_before_its_answer_was_not_shown():
+def test_a_passage_that_was_cut_before_its_answer_was_not_shown(monkeypatch):
     class Cutting(Teller):
         def read(self, queries, hits):
             answers = super().read(queries, hits)
-            return [replace(answer, text="Rome", prompt="[1] The capital of") for answer in answers]
+            return [replace(answer, text="Rome", cut=len("Mars has ")) for answer in answers]
 
-    pipeline = Pipeline(Finder(FOUND), None, Cutting(SAID), keep=1)
-    results = evaluate(pipeline, [example("q1", "Paris")], qrels={"q1": {"p": 1}}, corpus=Shelf())
-    assert results.stages.stages == {"q1": "cut from the prompt"}
+    # "2" stands in the prompt's instruction and question, and in a passage that is not relevant.
+    monkeypatch.setitem(DOCUMENTS, "l", Document("l", "Lyon has 2 rivers.", "2"))
+    monkeypatch.setitem(DOCUMENTS, "m#1", replace(DOCUMENTS["m#1"], text="Mars has 2 moons."))
+    found = {"q2": [("l", 3.0), ("m#1", 2.0)]}
+    pipeline = Pipeline(Finder(found), None, Cutting({"q2": ""}), keep=2)
+    for golds, stage in (
+        (("2", "two"), "cut from the prompt"),
+        (("Mars",), "misread"),
+        (("three",), "misread"),  # no passage ever held it, so that none was cut off it
+    ):
+        results = evaluate(pipeline, [example("q2", *golds)], qrels={"q2": {"m": 1}})
+        assert results.stages.stages == {"q2": stage}
 
 
 class Judging:
@@ -534,6 +625,20 @@ def test_a_judge_scores_what_it_clearly_says(tmp_path):
     assert rows[0]["judge"]["correct"] == {"reply": "Well …", "verdict": None}
     assert rows[1]["scores"]["judge correct"] == 1.0
     assert "judge" in results.costs and len(judge.asked) == 4 + 2
+
+
+def test_the_judge_of_faithfulness_sees_passages_as_the_reader_saw_them(monkeypatch):
+    class Cutting(Teller):
+        def read(self, queries, hits):
+            return [replace(answer, cut=8) for answer in super().read(queries, hits)]
+
+    monkeypatch.setitem(DOCUMENTS, "l", replace(DOCUMENTS["l"], title="A city"))
+    judge = Judging({})
+    pipeline = Pipeline(Finder(FOUND), None, Cutting(SAID), keep=2)
+    evaluate(pipeline, [example("q1", "Paris")], judge=judge)
+    _, faithful = judge.asked
+    assert "Paris is the capital of France." in faithful  # only the last one shown is cut
+    assert "\nA city\nLyon lie\n" in faithful and "Rhône" not in faithful
 
 
 # --- runs of other systems

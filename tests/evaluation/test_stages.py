@@ -20,6 +20,17 @@ READ = Trace(True, True, True, True, shown=True, correct=True)
         ({"correct": False, "kept": False}, True, "dropped by the reranker"),
         ({"correct": False, "kept": False, "leading": False}, True, "ranked too low"),
         ({"correct": False, "retrieved": False, "kept": False}, True, "not retrieved"),
+        (
+            {"correct": False, "retrieved": False, "kept": False, "fits": False},
+            False,
+            "not retrieved",
+        ),
+        (
+            {"correct": False, "kept": False, "fits": False},
+            True,
+            "needs more passages than kept",
+        ),
+        ({"correct": None, "kept": False, "fits": False}, False, "needs more passages than kept"),
         ({"correct": False, "held": False, "retrieved": False}, True, "not in the corpus"),
         ({"correct": False, "answerable": False, "held": False}, True, "should have abstained"),
         ({"held": False, "retrieved": False, "kept": False}, False, "correct"),  # by heart
