@@ -15,14 +15,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, TypeAlias
 
-from .errors import DataError, SettingsError
+from .errors import DataError
+from .styles import PLACEHOLDER, PromptStyle
 from .types import Hit
 
-Kind: TypeAlias = Literal["instruction", "context", "question"]
+Kind: TypeAlias = Literal["instruction", "context", "tokens", "question"]
+_Cut: TypeAlias = Callable[[int | None], str]
 Sentences: TypeAlias = Callable[[str], Sequence[tuple[int, int]]]
 
 TEMPLATE_TOKENS = 64  # what chat templates add: roles, turns, a default system message
-_PLACEHOLDER = re.compile(r"\{(context|question)\}")
 _CITATION = re.compile(r"\[\s*(\d{1,3}(?:\s*[,;]\s*\d{1,3})*)\s*\]")
 _SOURCE = r"(passages?|documents?|context|text|sources?|information)"
 _SAYS = r"(mention|contain|say|state|provide|hold|specify|answer|give|include|tell)"
@@ -50,7 +51,10 @@ _ABSTENTION = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A piece of a message. Only an `instruction` is trusted: it may hold control tokens."""
+    """A piece of a message. Only an `instruction` is trusted: it may hold control tokens.
+
+    An empty one of the kind `tokens` marks where virtual tokens stand.
+    """
 
     text: str
     kind: Kind
@@ -84,103 +88,6 @@ class Prompt:
     def text(self) -> str:
         """The messages' texts, one paragraph each: the prompt of the plain layout."""
         return "\n\n".join(message.text for message in self.messages)
-
-
-@dataclass(frozen=True, slots=True)
-class PromptStyle:
-    """The wording of a prompt.
-
-    `system` and `user` hold `{context}` and `{question}` once between them, the context before the
-    question. `passage` holds `{number}`, `{title}` and `{text}`; `titled` replaces it for passages
-    with a title. `alone` replaces `system`, and `user_alone` `user`, where there are no passages.
-    """
-
-    name: str
-    system: str
-    user: str
-    passage: str
-    titled: str
-    alone: str
-    user_alone: str = "Question: {question}"
-
-    def __post_init__(self) -> None:
-        """Refuse a style that could not show its context and question.
-
-        Raises:
-            SettingsError: a placeholder is missing, repeated, or in the wrong order.
-        """
-        found = _PLACEHOLDER.findall(self.system) + _PLACEHOLDER.findall(self.user)
-        if found != ["context", "question"] or _PLACEHOLDER.findall(self.user_alone) != [
-            "question"
-        ]:
-            raise SettingsError(
-                f"prompt style {self.name!r}: {{context}} and then {{question}} must stand in it "
-                "once each"
-            )
-
-
-_SPRING_INSTRUCTION = (
-    "According to the previous relevant passages, please answer the following question. "
-    "Only return the answer without any other words."
-)
-
-STYLES: dict[str, PromptStyle] = {
-    style.name: style
-    for style in (
-        PromptStyle(
-            name="ragkit",
-            system=(
-                "Answer the question based on the given passages. Give only the answer, in a few "
-                "words, and cite the passage that holds it by its number, such as [2]. "
-                "If the passages do not hold the answer, say: I don't know.\n\n{context}"
-            ),
-            user="Question: {question}",
-            passage="[{number}] {text}\n",
-            titled="[{number}] {title}: {text}\n",
-            alone=(
-                "Answer the question. Give only the answer, in a few words. "
-                "If you do not know it, say: I don't know."
-            ),
-        ),
-        # FlashRAG's default template (Jin et al., 2024), word for word, missing blanks included.
-        PromptStyle(
-            name="flashrag",
-            system=(
-                "Answer the question based on the given document."
-                "Only give me the answer and do not output any other words."
-                "\nThe following are given documents.\n\n{context}"
-            ),
-            user="Question: {question}",
-            passage="Doc {number}(Title: ) {text}\n",
-            titled="Doc {number}(Title: {title}) {text}\n",
-            alone=(
-                "Answer the question based on your own knowledge. "
-                "Only give me the answer and do not output any other words."
-            ),
-        ),
-        # The prompt baseline of SPRING (Zhu et al., 2025, arXiv 2405.19670).
-        PromptStyle(
-            name="spring",
-            system="",
-            user="{context}\n" + _SPRING_INSTRUCTION + "\nQuestion: {question}\nAnswer:",
-            passage="[{number}] {text}\n",
-            titled="[{number}] {title} {text}\n",
-            alone="",
-            user_alone="Question: {question}\nAnswer:",
-        ),
-    )
-}
-
-
-def style_named(name: str) -> PromptStyle:
-    """Return a prompt style by name.
-
-    Raises:
-        SettingsError: there is none of that name.
-    """
-    if name not in STYLES:
-        raise SettingsError(f"unknown prompt {name!r}; known are {', '.join(STYLES)}")
-    return STYLES[name]
 
 
 def build_prompt(
@@ -223,9 +130,13 @@ def build_prompt(
     cut = None
     for place, hit in enumerate(hits):
         passage_of = partial(_passage, style, len(passages) + 1, hit)
-        if (size := count(passage_of())) > room:
+
+        def size_of(end: int | None = None, passage_of: _Cut = passage_of) -> int:
+            return count(passage_of(end) + style.between)
+
+        if (size := size_of()) > room:
             ends = [end for _, end in sentences(hit.document.text)]
-            fitting = bisect_left(ends, True, key=lambda end: count(passage_of(end)) > room)
+            fitting = bisect_left(ends, True, key=lambda end: size_of(end) > room)
             if not fitting:
                 continue
             cut = len(hit.document.text[: ends[fitting - 1]].rstrip())
@@ -254,14 +165,16 @@ def _assemble(style: PromptStyle, question: str, passages: Sequence[str]) -> Pro
         if passages
         else (("system", style.alone), ("user", style.user_alone))
     )
+    ends = [style.between] * (len(passages) - 1) + [style.after]
     fill: dict[str, tuple[Part, ...]] = {
-        "context": tuple(Part(passage, "context") for passage in passages),
+        "context": tuple(Part(p + end, "context") for p, end in zip(passages, ends, strict=False)),
+        "tokens": (Part("", "tokens"),),
         "question": (Part(question, "question"),),
     }
     messages = []
     for role, template in templates:
         parts: list[Part] = []
-        for place, piece in enumerate(_PLACEHOLDER.split(template)):
+        for place, piece in enumerate(PLACEHOLDER.split(template)):
             if place % 2:
                 parts.extend(fill[piece])
             elif piece:

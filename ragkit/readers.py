@@ -12,13 +12,12 @@ from .errors import SettingsError
 from .prompts import (
     TEMPLATE_TOKENS,
     Prompt,
-    PromptStyle,
     abstains,
     build_prompt,
     citations,
-    style_named,
 )
 from .splitting import sentences
+from .styles import PromptStyle, style_named
 from .types import Answer, Hit, Query
 
 log = logging.getLogger(__name__)

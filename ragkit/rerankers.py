@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import IndexStateError, SettingsError
-from .prompts import TEMPLATE_TOKENS, Prompt, PromptStyle, build_prompt
+from .prompts import TEMPLATE_TOKENS, Prompt, build_prompt
 from .splitting import sentences
+from .styles import PromptStyle
 from .types import Hit, Query, Reranker
 
 if TYPE_CHECKING:

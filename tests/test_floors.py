@@ -19,7 +19,7 @@ FLOORS = {
     **dict.fromkeys(
         ("corpus", "parsing", "fields", "extraction", "splitting", "artefacts", "prompts"), 2
     ),
-    **dict.fromkeys(("pipeline", "console"), 2),
+    **dict.fromkeys(("pipeline", "console", "styles"), 2),
     **dict.fromkeys(("stores", "models", "training", "evaluation"), 3),
     **dict.fromkeys(("retrievers", "rerankers", "readers"), 4),
     **dict.fromkeys(("assemble", "langchain"), 5),
@@ -30,7 +30,7 @@ FLOORS = {
 PROGRAMS = {"indexers": 4, "trainers": 5}
 # Reading a corpus is one room that was too long for one file; values that cannot be are errors.
 SAME_FLOOR = {("corpus", "parsing"), ("corpus", "fields"), ("corpus", "extraction")}
-SAME_FLOOR |= {("types", "errors")}
+SAME_FLOOR |= {("types", "errors"), ("prompts", "styles")}
 # The one room of each foreign library, by the name that is imported.
 ROOMS = {
     "faiss": {"stores/ann.py"},

@@ -11,16 +11,14 @@ from hypothesis import strategies as st
 
 from ragkit.errors import DataError, SettingsError
 from ragkit.prompts import (
-    STYLES,
     Prompt,
-    PromptStyle,
     abstains,
     build_prompt,
     citations,
-    style_named,
     without_citations,
 )
 from ragkit.splitting import sentences
+from ragkit.styles import PLACEHOLDER, STYLES, PromptStyle, style_named
 from ragkit.types import Document, Hit
 
 TEXTS = st.lists(
@@ -235,13 +233,14 @@ def _packed(
     style: PromptStyle, question: str, hits: list[Hit], budget: int, window: int
 ) -> list[str]:
     """Pack by trying every cut, a token being a character."""
-    frame = (style.system + style.user).replace("{context}", "").replace("{question}", "")
+    frame = PLACEHOLDER.sub("", style.system + style.user) + style.after
     room = min(budget, window - len(frame) - len(question))
     kept = []
     for hit in hits:
         number = len(kept) + 1
         text, title = hit.document.text, hit.document.title
         before, after = (style.titled if title else style.passage).split("{text}")
+        after += style.between
         before = before.replace("{number}", str(number), 1).replace("{title}", title, 1)
         ends = [end for _, end in sentences(text)]
         cuts = [before + text[:end].rstrip() + after for end in ends]
@@ -256,6 +255,15 @@ def _packed(
     return kept
 
 
+def _ended(style: PromptStyle, passages: list[str]) -> list[str]:
+    """Take off what stands between passages behind the last one, and put what ends them."""
+    last = len(passages) - 1
+    return [
+        p if i < last else p.removesuffix(style.between) + style.after
+        for i, p in enumerate(passages)
+    ]
+
+
 @given(
     st.lists(st.tuples(WORDS, WORDS), max_size=4),
     WORDS,
@@ -268,7 +276,7 @@ def test_packing_equals_trying_every_cut(
 ) -> None:
     style = STYLES[name]
     hits = [Hit(Document(str(i), *document), 1.0) for i, document in enumerate(documents)]
-    alone = len((style.alone + style.user_alone).replace("{question}", "")) + len(question)
+    alone = len(PLACEHOLDER.sub("", style.alone + style.user_alone)) + len(question)
 
     def build() -> Prompt:
         return build_prompt(
@@ -282,7 +290,7 @@ def test_packing_equals_trying_every_cut(
     prompt = build()
     parts = [part for message in prompt.messages for part in message.parts]
     expected = _packed(style, question, hits, budget, window)
-    assert [part.text for part in parts if part.kind == "context"] == expected
+    assert [part.text for part in parts if part.kind == "context"] == _ended(style, expected)
     assert len(prompt.shown) == len(expected)
     shown = [hits[place] for place in prompt.shown]
     if prompt.cut is not None:
@@ -297,7 +305,7 @@ def test_packing_equals_trying_every_cut(
     assert sum(len(message.text) for message in prompt.messages) <= window
     frame = [part.text for part in parts if part.kind == "instruction"]
     wording = (style.system, style.user) if expected else (style.alone, style.user_alone)
-    assert "".join(frame) == re.sub(r"\{(context|question)\}", "", "".join(wording))
+    assert "".join(frame) == PLACEHOLDER.sub("", "".join(wording))
 
 
 def test_where_only_the_bare_question_fits_no_passage_is_shown() -> None:

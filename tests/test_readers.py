@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from ragkit.errors import DataError, SettingsError
-from ragkit.prompts import STYLES
 from ragkit.readers import GeneratorReader, attribute
+from ragkit.styles import STYLES
 from ragkit.types import Answer, Document, Hit, Query, Reader
 
 HITS = [

@@ -4,32 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from threading import Event, Thread
+from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, TextIteratorStreamer
 
 from ..errors import ModelError, SettingsError
 from ..prompts import Prompt
 from .likelihood import Likelihoods, LikelihoodScorer
-from .names import check_writes, resolve
-from .precision import (
-    Precision,
-    check_device,
-    check_precision,
-    has_bf16,
-    pad,
-    weights_hash,
-    without_bars,
-)
+from .loading import end_ids, load_causal
+from .precision import Precision, pad, weights_hash
 from .prefixes import generation_batches
 from .prompt_ids import PLAIN_STOPS, PromptEncoder, until_stop
+from .splice import VirtualIds, spliced, without_virtual
+from .streaming import stream_text
+from .virtual_tokens import VirtualTokens
 
 Layout: TypeAlias = Literal["auto", "chat", "plain"]
+Plugged: TypeAlias = int | Sequence[VirtualTokens | None] | None
+"""Which virtual tokens stand in prompts: the generator's first so many (0: none; None: all of its
+own), or those given for each prompt."""
 
 
 class Generator:
@@ -41,9 +37,11 @@ class Generator:
         name: the name that was asked for.
         layout: `chat` (the tokenizer's chat template), `plain`, or `auto`: chat if there is one.
         batch_tokens: the tokens, generated ones included, in a padded batch.
+        virtual_tokens: stand in every prompt unless a call says otherwise.
 
     Raises:
-        ModelError: `layout` is `chat` and the tokenizer has no chat template.
+        ModelError: `layout` is `chat` and the tokenizer has no chat template, or the virtual
+            tokens were learnt on another model, layout or chat template.
     """
 
     def __init__(
@@ -54,6 +52,7 @@ class Generator:
         *,
         layout: Layout = "auto",
         batch_tokens: int = 16_384,
+        virtual_tokens: VirtualTokens | None = None,
     ) -> None:
         if layout not in ("auto", "chat", "plain"):
             raise SettingsError(f"unknown layout {layout!r}; known are auto, chat, plain")
@@ -65,8 +64,12 @@ class Generator:
         chat = layout == "chat" or (layout == "auto" and bool(tokenizer.chat_template))
         self.encoder = PromptEncoder(tokenizer, chat)
         self._batch_tokens = batch_tokens
-        self._ends = _end_ids(model, tokenizer)
+        self._ends = end_ids(model, tokenizer)
         self._hashed: tuple[list[float], str] | None = None
+        self._based: str | None = None
+        self.virtual_tokens = virtual_tokens
+        if virtual_tokens is not None:
+            virtual_tokens.check(self.base_hash(), chat, tokenizer.chat_template, name)
 
     @classmethod
     def load(
@@ -75,27 +78,23 @@ class Generator:
         *,
         device: str | None = None,
         precision: Precision = "auto",
-        layout: Layout = "auto",
+        layout: Layout | None = None,
+        virtual_tokens: VirtualTokens | str | Path | None = None,
     ) -> Self:
         """Load a generator by folder, embedded name, GGUF file or hub name.
 
+        A peft folder is loaded with the model that it adapts. `layout` is that of the virtual
+        tokens if not given, or else `auto`.
+
         Raises:
-            ModelError: it cannot be found or loaded, or is no generator.
+            ModelError: it cannot be found or loaded, is no generator, or as the class does.
             SettingsError: there is no such device here.
         """
-        check_precision(precision)
-        device = check_device(device)
-        half = precision == "bf16" or (precision == "auto" and has_bf16(device))
-        try:
-            path = resolve(name)
-            check_writes(path, name)
-            tokenizer = AutoTokenizer.from_pretrained(path)
-            dtype = torch.bfloat16 if half else torch.float32
-            with without_bars():
-                model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise ModelError(f"generator {name!r} cannot be loaded: {error}") from error
-        return cls(model.to(device), tokenizer, name, layout=layout)
+        if isinstance(virtual_tokens, str | Path):
+            virtual_tokens = VirtualTokens.load(virtual_tokens)
+        own: Any = virtual_tokens.layout if virtual_tokens else "auto"
+        model, tokenizer = load_causal(name, device, precision)
+        return cls(model, tokenizer, name, layout=layout or own, virtual_tokens=virtual_tokens)
 
     @property
     def window(self) -> int:
@@ -114,72 +113,69 @@ class Generator:
         max_new_tokens: int = 64,
         temperature: float = 0.0,
         seed: int = 0,
+        virtual_tokens: Plugged = None,
         progress: Callable[[int], None] = lambda done: None,
     ) -> list[str]:
         """Answer prompts in batches of like length; greedy unless `temperature` is above 0.
 
+        What prompts begin with alike is read once, whatever virtual tokens follow it.
+
         Raises:
             ModelError: a prompt and `max_new_tokens` do not fit into the window.
+            SettingsError: more virtual tokens are asked for than there are.
         """
-        encoded = [self.encoder.encode(prompt).ids for prompt in prompts]
-        for ids in encoded:
-            self._check_length(len(ids), max_new_tokens)
+        encoded, table = self._rows(prompts, virtual_tokens, max_new_tokens)
         if temperature > 0:
             torch.manual_seed(seed)
         texts, done = [""] * len(prompts), 0
         budget, alike = self._batch_tokens, temperature == 0
-        for batch, rows, cache in generation_batches(
-            self.model, encoded, budget, max_new_tokens, alike=alike
-        ):
-            inputs = self._pad(rows) | {"past_key_values": cache}
-            width = inputs["input_ids"].shape[1]
-            output = self.model.generate(
-                **inputs, **self._options(width, max_new_tokens, temperature)
-            )
-            for places, text in zip(batch, self._decode(output[:, width:]), strict=True):
-                for place in places:
-                    texts[place] = text
-                done += len(places)
-            progress(done)
+        with spliced(self.model, table):
+            for batch, rows, cache in generation_batches(
+                self.model, encoded, budget, max_new_tokens, alike=alike
+            ):
+                inputs, read = self._inputs(rows)
+                width = inputs["input_ids"].shape[1]
+                with spliced(self.model, table, first=read):
+                    output = self.model.generate(
+                        **inputs,
+                        past_key_values=cache,
+                        **self._options(width, max_new_tokens, temperature),
+                    )
+                for places, text in zip(batch, self._decode(output[:, width:]), strict=True):
+                    for place in places:
+                        texts[place] = text
+                    done += len(places)
+                progress(done)
         return texts
 
     def stream(
-        self, prompt: Prompt, *, max_new_tokens: int = 64, temperature: float = 0.0, seed: int = 0
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        seed: int = 0,
+        virtual_tokens: Plugged = None,
     ) -> Iterator[str]:
         """Yield an answer's text piece by piece.
 
         Raises:
-            ModelError: the prompt and `max_new_tokens` do not fit into the window.
+            ModelError: as `generate` does.
+            SettingsError: as `generate` does.
         """
-        ids = self.encoder.encode(prompt).ids
-        self._check_length(len(ids), max_new_tokens)
+        rows, table = self._rows([prompt], virtual_tokens, max_new_tokens)
         if temperature > 0:
             torch.manual_seed(seed)
-        streamer: Any = TextIteratorStreamer(
-            self.tokenizer, skip_prompt=True, skip_special_tokens=True
-        )
-        options = self._options(len(ids), max_new_tokens, temperature)
-        options |= self._pad([ids]) | {"streamer": streamer}
-        left = Event()
-        options.setdefault("stopping_criteria", []).append(lambda *_, **__: left.is_set())
-        failures: list[Exception] = []
+        inputs, read = self._inputs(rows)
+        options = inputs | self._options(len(rows[0]), max_new_tokens, temperature)
 
-        def work() -> None:
-            try:
-                self.model.generate(**options)
-            except Exception as error:  # handed to the reading thread below
-                failures.append(error)
-                streamer.end()
+        def generate(streamer: Any, stopped: Callable[[], bool]) -> None:
+            options.setdefault("stopping_criteria", []).append(lambda *_, **__: stopped())
+            with spliced(self.model, table, first=read):
+                self.model.generate(**options, streamer=streamer)
 
-        thread = Thread(target=work, daemon=True)
-        thread.start()
-        try:
-            yield from streamer if self.encoder.chat else until_stop(streamer)
-        finally:  # a reader that leaves early takes the generation with it
-            left.set()
-            thread.join()
-        if failures:
-            raise ModelError(f"generation failed: {failures[0]}") from failures[0]
+        pieces = stream_text(self.tokenizer, generate)
+        yield from pieces if self.encoder.chat else until_stop(pieces)
 
     def first_token_logprobs(
         self, prompts: Sequence[Prompt], options: Sequence[Sequence[str]]
@@ -196,9 +192,7 @@ class Generator:
         Raises:
             ModelError: a prompt does not fit into the window.
         """
-        encoded = [self.encoder.encode(prompt).ids for prompt in prompts]
-        for ids in encoded:
-            self._check_length(len(ids), 1)
+        encoded, _ = self._rows(prompts, 0, 1)
         return self._scorer.first_tokens(encoded, options)
 
     def loglikelihoods(
@@ -244,16 +238,47 @@ class Generator:
             self._hashed = sums, weights_hash(state)
         return self._hashed[1]
 
-    def _check_length(self, tokens: int, max_new_tokens: int) -> None:
-        if tokens + max_new_tokens > self.window:
-            raise ModelError(
-                f"a prompt of {tokens} tokens and {max_new_tokens} new ones do not fit into the "
-                f"{self.window} tokens of {self.name!r}. Keep fewer or shorter passages."
-            )
+    def base_hash(self) -> str:
+        """Return the SHA-256 of the weights in bf16: the same in whichever precision they are."""
+        if self._based is None:
+            state = self.model.state_dict().items()
+            self._based = weights_hash({name: tensor.bfloat16() for name, tensor in state})
+        return self._based
 
-    def _pad(self, rows: Sequence[Sequence[int]]) -> dict[str, Any]:
-        ids, mask = pad(rows, self._ends[0], left=True, device=self.model.device)
-        return {"input_ids": ids, "attention_mask": mask}
+    def _rows(
+        self, prompts: Sequence[Prompt], plugged: Plugged, max_new_tokens: int
+    ) -> tuple[list[tuple[int, ...]], torch.Tensor | None]:
+        """Return prompts as token ids with virtual tokens in their places, and those's embeddings.
+
+        Raises:
+            ModelError: a prompt and `max_new_tokens` do not fit into the window.
+        """
+        if plugged is None or isinstance(plugged, int):
+            own = self.virtual_tokens
+            if plugged and own is None:
+                raise SettingsError(f"generator {self.name!r} has no virtual tokens plugged in")
+            plugged = [own if own is None or plugged is None else own.first(plugged)] * len(prompts)
+        virtual = VirtualIds(self.model)
+        rows = []
+        for prompt, tokens in zip(prompts, plugged, strict=True):
+            ids = self.encoder.encode(prompt)
+            if tokens:
+                rows.append(ids.with_tokens(virtual.of(tokens.embeddings), tokens.placement))
+            else:
+                rows.append(ids.ids)
+            if len(rows[-1]) + max_new_tokens > self.window:
+                raise ModelError(
+                    f"a prompt of {len(rows[-1])} tokens and {max_new_tokens} new ones do not fit "
+                    f"into the {self.window} tokens of {self.name!r}. Keep fewer or shorter "
+                    "passages."
+                )
+        return rows, virtual.table()
+
+    def _inputs(self, rows: Sequence[Sequence[int]]) -> tuple[dict[str, Any], torch.Tensor]:
+        """Return what `generate` is given for rows of ids, and the ids that are read for them."""
+        read, mask = pad(rows, self._ends[0], left=True, device=self.model.device)
+        inputs = {"input_ids": without_virtual(self.model, read, self._ends[0])}
+        return inputs | {"attention_mask": mask}, read
 
     def _options(self, width: int, max_new_tokens: int, temperature: float) -> dict[str, Any]:
         """Return how to generate from prompts of so many tokens."""
@@ -281,12 +306,3 @@ class Generator:
         if not self.encoder.chat:
             texts = ["".join(until_stop([text])) for text in texts]
         return [text.strip() for text in texts]
-
-
-def _end_ids(model: Any, tokenizer: Any) -> list[int]:
-    """Return the ids that end an answer: those of the generation settings, else the tokenizer's."""
-    ends = getattr(model.generation_config, "eos_token_id", None)
-    ends = ends if ends is not None else tokenizer.eos_token_id
-    if ends is None:
-        raise ModelError("the generator has no end token: neither its settings nor its tokenizer")
-    return list(ends) if isinstance(ends, list | tuple) else [int(ends)]

@@ -22,7 +22,11 @@ PLAIN_STOPS = ("\n\n", "\nQuestion:")
 
 @dataclass(frozen=True, slots=True)
 class PromptIds:
-    """A prompt as token ids: `[header + context]` and `[question + answer header]`."""
+    """A prompt as token ids: those before virtual tokens, and those after.
+
+    `[header + context]` and `[question + answer header]`, unless the wording places tokens
+    elsewhere.
+    """
 
     context: tuple[int, ...]
     question: tuple[int, ...]
@@ -31,6 +35,11 @@ class PromptIds:
     def ids(self) -> tuple[int, ...]:
         """Both, joined."""
         return self.context + self.question
+
+    def with_tokens(self, tokens: tuple[int, ...], placement: str) -> tuple[int, ...]:
+        """Return them with ids of virtual tokens in their place: `start` is before both."""
+        before = () if placement == "start" else self.context
+        return before + tokens + self.ids[len(before) :]
 
 
 class PromptEncoder:
@@ -107,14 +116,16 @@ class PromptEncoder:
 def _marked(messages: Sequence[Message]) -> tuple[list[dict[str, str]], list[Part | None]]:
     """Return messages for a chat template with marks for data, and the data behind the marks.
 
-    The mark whose data is None stands where the context ends and the question begins: before the
-    part that follows the last passage (which may begin the user's turn), or before the user's
-    words if there are no passages.
+    The mark whose data is None stands where virtual tokens do: where the prompt says so, or else
+    where the context ends and the question begins, which is before the part that follows the last
+    passage (which may begin the user's turn), or before the user's words without passages.
     """
     flat = [(place, part) for place, message in enumerate(messages) for part in message.parts]
     kinds = [part.kind for _, part in flat]
     users = [message.role for message in messages].index("user")
-    if "context" in kinds:
+    if "tokens" in kinds:
+        boundary = kinds.index("tokens")
+    elif "context" in kinds:
         boundary = len(kinds) - kinds[::-1].index("context")
     else:
         boundary = [place for place, _ in flat].index(users)
@@ -126,7 +137,7 @@ def _marked(messages: Sequence[Message]) -> tuple[list[dict[str, str]], list[Par
             data.append(None)
         if part.kind == "instruction":
             contents[place] += part.text
-        else:
+        elif part.kind != "tokens":
             contents[place] += f"\ue000{len(data)}\ue001"
             data.append(part)
     roles = [message.role for message in messages]

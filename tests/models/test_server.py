@@ -13,8 +13,9 @@ import pytest
 from ragkit.errors import MissingExtra, ModelError, SettingsError
 from ragkit.models import ServerGenerator
 from ragkit.models.server import as_messages, neutralise
-from ragkit.prompts import Message, Part, Prompt, build_prompt, style_named
+from ragkit.prompts import Message, Part, Prompt, build_prompt
 from ragkit.splitting import sentences
+from ragkit.styles import style_named
 from ragkit.types import Document, Hit
 
 
