@@ -170,7 +170,9 @@ def test_the_run_folder(tmp_path):
         "high": results.retrieval["MAP"].high,
         "n": 2,
     }
-    assert stored["costs"]["read"]["per_question"] == stored["costs"]["read"]["seconds"] / 4
+    for stage, kind in (("retrieve", "per_question"), ("read", "per_prompt")):
+        cost = stored["costs"][stage]
+        assert cost[kind] == cost["seconds"] / 4
     lines = (output / "answers.jsonl").read_text(encoding="utf-8").splitlines()
     rows = {row["id"]: row for row in map(json.loads, lines)}
     assert list(rows) == ["q1", "q2", "q3", "q4"]
@@ -441,6 +443,13 @@ def test_contexts_are_read_in_one_call_and_kept_by_question(tmp_path):
         output=tmp_path / "run",
     )
     assert len(calls) == 1
+    assert results.costs["read"].prompts == 13
+    console = Console(width=200, file=io.StringIO())
+    with console.capture() as capture:
+        console.print(run_tables(results)[-1])
+    lines = {line.split()[1]: line for line in capture.get().splitlines() if " a " in line}
+    assert f"{1000 * results.costs['read'].seconds / 13:.1f} a prompt" in lines["read"]
+    assert f"{1000 * results.costs['retrieve'].seconds / 3:.1f} a question" in lines["retrieve"]
     assert calls[0] == [
         ("q1", ["p", "l"]), ("q2", ["m#1", "l"]), ("q3", ["l"]),
         ("q1", []), ("q1", ["p"]), ("q1", ["l"]), ("q1", ["l"]),
@@ -624,7 +633,7 @@ def test_a_judge_scores_what_it_clearly_says(tmp_path):
     rows = [json.loads(row) for row in (tmp_path / "run/answers.jsonl").read_text().splitlines()]
     assert rows[0]["judge"]["correct"] == {"reply": "Well …", "verdict": None}
     assert rows[1]["scores"]["judge correct"] == 1.0
-    assert "judge" in results.costs and len(judge.asked) == 4 + 2
+    assert results.costs["judge"].prompts == len(judge.asked) == 4 + 2
 
 
 def test_the_judge_of_faithfulness_sees_passages_as_the_reader_saw_them(monkeypatch):
