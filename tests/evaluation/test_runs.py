@@ -11,10 +11,12 @@ from ragkit import Answer, Document, Example, Hit, Pipeline, Query
 from ragkit.artefacts import read_json
 from ragkit.corpus import read_run
 from ragkit.errors import DataError, SettingsError
+from ragkit.evaluation import scoring
 from ragkit.evaluation.answers import ANSWER_MEASURES
 from ragkit.evaluation.metrics import retrieval_measures
 from ragkit.evaluation.report import measures_table, results_table, run_tables
 from ragkit.evaluation.runs import evaluate, evaluate_run
+from ragkit.evaluation.statistics import bootstrap_means
 from ragkit.stores.documents import matches
 
 DOCUMENTS = {
@@ -406,6 +408,28 @@ def test_with_a_corpus_answers_need_no_qrels():
     results = run(corpus=Shelf())
     assert results.counts["unknown_documents"] == 0
     assert results.retrieval["answer@1"].n == 3
+
+
+def test_measures_over_the_same_questions_share_what_is_drawn(monkeypatch):
+    drawn = []
+
+    def counted(columns, *given, **options):
+        drawn.append(columns)
+        return bootstrap_means(columns, *given, **options)
+
+    monkeypatch.setattr(scoring, "bootstrap_means", counted)
+    scores = {
+        "F1": {"a": 1.0, "b": 0.0, "c": 0.5},
+        "judge": {"b": 1.0},
+        "none": {},
+        "EM": {"c": 0.0, "b": 0.0, "a": 1.0},
+    }
+    found = scoring.means(scores, 3)
+    assert list(found) == ["F1", "judge", "EM"]
+    assert drawn == [[[1.0, 0.0, 0.5], [1.0, 0.0, 0.0]], [[1.0]]]  # in one order of questions
+    f1, em = bootstrap_means(drawn[0], seed=3)
+    assert (found["F1"], found["EM"]) == (f1, em)
+    assert means(found) == {"F1": (0.5, 3), "judge": (1.0, 1), "EM": (pytest.approx(1 / 3), 3)}
 
 
 # --- contexts, evidence, stages
