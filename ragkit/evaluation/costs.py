@@ -23,21 +23,30 @@ class Cost:
         seconds: of wall-clock time.
         peak_memory_mb: the largest resident memory of the process meanwhile, in 10^6 bytes.
         peak_gpu_mb: the largest memory held on GPUs meanwhile, in 10^6 bytes; None without one.
-        prompt_tokens: tokens read; None where the stage reads no prompts.
+        prompts: how many were read, a question's once for each context or rubric; None where the
+            stage reads none.
+        prompt_tokens: tokens read; None where they are not counted.
         answer_tokens: tokens written.
     """
 
     seconds: float = 0.0
     peak_memory_mb: float = 0.0
     peak_gpu_mb: float | None = None
+    prompts: int | None = None
     prompt_tokens: int | None = None
     answer_tokens: int | None = None
 
     def to_json(self, questions: int) -> dict[str, Any]:
-        """Return the value that `results.json` holds."""
+        """Return the value that `results.json` holds, seconds by prompt or question among it."""
         values = {name: getattr(self, name) for name in self.__slots__}
-        known = {name: value for name, value in values.items() if value is not None}
-        return known | {"per_question": self.seconds / questions}
+        each = self.each(questions)
+        values |= {"per_question" if self.prompts is None else "per_prompt": each}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def each(self, questions: int) -> float | None:
+        """Return the seconds a prompt, or a question where no prompts are read; None of nothing."""
+        parts = questions if self.prompts is None else self.prompts
+        return self.seconds / parts if parts else None
 
 
 class Meter:

@@ -79,15 +79,17 @@ def _contexts_tables(results: Results) -> Iterator[Table]:
 def _costs_table(results: Results) -> Table:
     table = Table(title="Costs")
     table.add_column("stage")
-    heads = ("seconds", "ms a question", "peak memory, MB", "tokens read", "tokens written")
+    heads = ("seconds", "ms each", "peak memory, MB", "tokens read", "tokens written")
     for name in heads:
         table.add_column(name, justify="right")
     for stage, cost in results.costs.items():
         tokens = (cost.prompt_tokens, cost.answer_tokens)
+        each = cost.each(results.counts["questions"])
+        kind = "question" if cost.prompts is None else "prompt"
         table.add_row(
             stage,
             f"{cost.seconds:.1f}",
-            f"{1000 * cost.seconds / results.counts['questions']:.1f}",
+            "" if each is None else f"{1000 * each:.1f} a {kind}",
             f"{cost.peak_memory_mb:,.0f}",
             *("" if count is None else f"{count:,}" for count in tokens),
         )

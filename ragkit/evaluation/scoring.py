@@ -24,7 +24,7 @@ from .judge import Verdict
 from .metrics import retrieval_measures
 from .results import Estimates
 from .stages import StageLosses, Trace, stage_losses
-from .statistics import bootstrap_mean, bootstrap_ratio
+from .statistics import bootstrap_means, bootstrap_ratio
 
 Scores = dict[str, dict[str, float]]
 """Measure -> query id -> value."""
@@ -124,12 +124,16 @@ def score(
 
 
 def means(scores: Scores, seed: int) -> Estimates:
-    """Estimate each measure's mean."""
-    return {
-        measure: bootstrap_mean(list(values.values()), seed=seed)
-        for measure, values in scores.items()
-        if values
-    }
+    """Estimate each measure's mean; those over the same questions share what is drawn."""
+    alike: dict[frozenset[str], list[str]] = {}
+    for measure, values in scores.items():
+        if values:
+            alike.setdefault(frozenset(values), []).append(measure)
+    found: Estimates = {}
+    for measures in alike.values():
+        columns = [[scores[name][query] for query in scores[measures[0]]] for name in measures]
+        found |= zip(measures, bootstrap_means(columns, seed=seed), strict=True)
+    return {measure: found[measure] for measure in scores if measure in found}
 
 
 def _ratios(record: Record, gold: Gold, evidence: Evidence, seed: int) -> Estimates:

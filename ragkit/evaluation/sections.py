@@ -20,8 +20,10 @@ _MEASURES = ("nDCG", "MRR", "MAP", "recall", "hit", "answer", "EM", "F1", "cover
 _COSTS = {
     "seconds": ("seconds", "{:,.1f}"),
     "per_question": ("ms a question", "{:,.1f}"),
+    "per_prompt": ("ms a prompt", "{:,.1f}"),
     "peak_memory_mb": ("peak memory, MB", "{:,.0f}"),
     "peak_gpu_mb": ("peak GPU memory, MB", "{:,.0f}"),
+    "prompts": ("prompts", "{:,}"),
     "prompt_tokens": ("tokens read", "{:,}"),
     "answer_tokens": ("tokens written", "{:,}"),
 }
@@ -221,8 +223,7 @@ def _costs(costs: Mapping[str, Any]) -> Iterable[Block]:
     rows = []
     for stage in in_order(costs, ("retrieve", "rerank", "read")):
         cost = dict(costs[stage])
-        if "per_question" in cost:
-            cost["per_question"] *= 1000
+        cost |= {name: 1000 * cost[name] for name in ("per_question", "per_prompt") if name in cost}
         cells = [Cell(_COSTS[k][1].format(cost[k]) if k in cost else "") for k in kinds]
         rows.append([Cell(stage), *cells])
     if rows:

@@ -130,6 +130,7 @@ class Task:
             read = reader.read(
                 [queries[query] for query, *_ in asked], [hits for *_, hits in asked]
             )
+        cost.prompts = len(asked)
         cost.prompt_tokens = sum(answer.prompt_tokens for answer in read)
         cost.answer_tokens = sum(answer.answer_tokens for answer in read)
         self.progress("read", len(asked), len(asked))
@@ -161,8 +162,9 @@ class Task:
                 )
                 for query in asked
             ]
-            with self.meter.stage("judge"):
+            with self.meter.stage("judge") as cost:
                 verdicts = judge_answers(generator, rubric, items, self.progress)
+            cost.prompts = (cost.prompts or 0) + len(items)
             record.verdicts[rubric.name] = dict(zip(asked, verdicts, strict=True))
 
     def _other_contexts(self, record: Record) -> list[tuple[str, str, Sequence[Hit]]]:

@@ -20,6 +20,15 @@ def test_a_stage_that_is_entered_again_adds_up():
     written = cost.to_json(10)
     assert written["per_question"] == pytest.approx(cost.seconds / 10)
     assert written["prompt_tokens"] == 7 and "answer_tokens" not in written
+    assert "per_prompt" not in written
+
+
+def test_where_prompts_are_read_they_are_what_time_is_divided_by():
+    written = Cost(seconds=3.0, prompts=12).to_json(4)
+    assert written["per_prompt"] == 0.25 and "per_question" not in written
+    assert written["prompts"] == 12
+    written = Cost(seconds=3.0, prompts=0).to_json(4)
+    assert written["prompts"] == 0 and not {"per_prompt", "per_question"} & written.keys()
 
 
 def test_memory_that_a_stage_held_meanwhile_is_seen():

@@ -105,7 +105,7 @@ def results(questions):
         "probes": {"arc-easy": {"accuracy": estimate(0.77)}, "held": {"perplexity": estimate(23)}},
         "costs": {
             "retrieve": {"seconds": 1.25, "per_question": 0.0125, "peak_memory_mb": 900.4},
-            "read": {"seconds": 60.5, "per_question": 0.504, "prompt_tokens": 123456},
+            "read": {"seconds": 60.5, "per_prompt": 0.504, "prompts": 120, "prompt_tokens": 123456},
         },
         "counts": {"questions": len(questions), "judged": 119, "unknown_documents": 1},
         "listed": {"unknown_documents": ["lost"], "abstained": ["q10"]},
@@ -240,9 +240,17 @@ def test_tables_hold_the_values_in_a_sensible_order(page):
     assert rows_of(page, "Figures")[2] == ["order gain (F1)", "−0.017", "−0.067 – 0.033", "120"]
     assert rows_of(page, "Probes")[2][:2] == ["held, perplexity", "23.000"]
     assert rows_of(page, "By stage") == [
-        ["stage", "seconds", "ms a question", "peak memory, MB", "tokens read"],
-        ["retrieve", "1.2", "12.5", "900", ""],
-        ["read", "60.5", "504.0", "", "123,456"],
+        [
+            "stage",
+            "seconds",
+            "ms a question",
+            "ms a prompt",
+            "peak memory, MB",
+            "prompts",
+            "tokens read",
+        ],
+        ["retrieve", "1.2", "12.5", "", "900", "", ""],
+        ["read", "60.5", "", "504.0", "", "120", "123,456"],
     ]
     assert rows_of(page, "Questions and documents")[1:] == [
         ["questions", "120", ""],

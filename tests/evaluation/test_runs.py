@@ -11,10 +11,12 @@ from ragkit import Answer, Document, Example, Hit, Pipeline, Query
 from ragkit.artefacts import read_json
 from ragkit.corpus import read_run
 from ragkit.errors import DataError, SettingsError
+from ragkit.evaluation import scoring
 from ragkit.evaluation.answers import ANSWER_MEASURES
 from ragkit.evaluation.metrics import retrieval_measures
 from ragkit.evaluation.report import measures_table, results_table, run_tables
 from ragkit.evaluation.runs import evaluate, evaluate_run
+from ragkit.evaluation.statistics import bootstrap_means
 from ragkit.stores.documents import matches
 
 DOCUMENTS = {
@@ -170,7 +172,9 @@ def test_the_run_folder(tmp_path):
         "high": results.retrieval["MAP"].high,
         "n": 2,
     }
-    assert stored["costs"]["read"]["per_question"] == stored["costs"]["read"]["seconds"] / 4
+    for stage, kind in (("retrieve", "per_question"), ("read", "per_prompt")):
+        cost = stored["costs"][stage]
+        assert cost[kind] == cost["seconds"] / 4
     lines = (output / "answers.jsonl").read_text(encoding="utf-8").splitlines()
     rows = {row["id"]: row for row in map(json.loads, lines)}
     assert list(rows) == ["q1", "q2", "q3", "q4"]
@@ -406,6 +410,28 @@ def test_with_a_corpus_answers_need_no_qrels():
     assert results.retrieval["answer@1"].n == 3
 
 
+def test_measures_over_the_same_questions_share_what_is_drawn(monkeypatch):
+    drawn = []
+
+    def counted(columns, *given, **options):
+        drawn.append(columns)
+        return bootstrap_means(columns, *given, **options)
+
+    monkeypatch.setattr(scoring, "bootstrap_means", counted)
+    scores = {
+        "F1": {"a": 1.0, "b": 0.0, "c": 0.5},
+        "judge": {"b": 1.0},
+        "none": {},
+        "EM": {"c": 0.0, "b": 0.0, "a": 1.0},
+    }
+    found = scoring.means(scores, 3)
+    assert list(found) == ["F1", "judge", "EM"]
+    assert drawn == [[[1.0, 0.0, 0.5], [1.0, 0.0, 0.0]], [[1.0]]]  # in one order of questions
+    f1, em = bootstrap_means(drawn[0], seed=3)
+    assert (found["F1"], found["EM"]) == (f1, em)
+    assert means(found) == {"F1": (0.5, 3), "judge": (1.0, 1), "EM": (pytest.approx(1 / 3), 3)}
+
+
 # --- contexts, evidence, stages
 
 
@@ -441,6 +467,13 @@ def test_contexts_are_read_in_one_call_and_kept_by_question(tmp_path):
         output=tmp_path / "run",
     )
     assert len(calls) == 1
+    assert results.costs["read"].prompts == 13
+    console = Console(width=200, file=io.StringIO())
+    with console.capture() as capture:
+        console.print(run_tables(results)[-1])
+    lines = {line.split()[1]: line for line in capture.get().splitlines() if " a " in line}
+    assert f"{1000 * results.costs['read'].seconds / 13:.1f} a prompt" in lines["read"]
+    assert f"{1000 * results.costs['retrieve'].seconds / 3:.1f} a question" in lines["retrieve"]
     assert calls[0] == [
         ("q1", ["p", "l"]), ("q2", ["m#1", "l"]), ("q3", ["l"]),
         ("q1", []), ("q1", ["p"]), ("q1", ["l"]), ("q1", ["l"]),
@@ -624,7 +657,7 @@ def test_a_judge_scores_what_it_clearly_says(tmp_path):
     rows = [json.loads(row) for row in (tmp_path / "run/answers.jsonl").read_text().splitlines()]
     assert rows[0]["judge"]["correct"] == {"reply": "Well …", "verdict": None}
     assert rows[1]["scores"]["judge correct"] == 1.0
-    assert "judge" in results.costs and len(judge.asked) == 4 + 2
+    assert results.costs["judge"].prompts == len(judge.asked) == 4 + 2
 
 
 def test_the_judge_of_faithfulness_sees_passages_as_the_reader_saw_them(monkeypatch):
