@@ -20,8 +20,8 @@ FLOORS = {
         ("corpus", "parsing", "fields", "extraction", "splitting", "artefacts", "prompts"), 2
     ),
     **dict.fromkeys(("pipeline", "console", "styles"), 2),
-    **dict.fromkeys(("stores", "models", "training", "evaluation"), 3),
-    **dict.fromkeys(("retrievers", "rerankers", "readers"), 4),
+    **dict.fromkeys(("stores", "models", "evaluation"), 3),
+    **dict.fromkeys(("retrievers", "rerankers", "readers", "training"), 4),
     **dict.fromkeys(("assemble", "langchain"), 5),
     "measuring": 6,
     "comparing": 6,

@@ -85,7 +85,7 @@ def generation_batches(
     groups = list(places.values())
     distinct = [rows[group[0]] for group in groups]
     if len(distinct) > 1 and worth_sharing(model, distinct):
-        cached = max(budget, _CACHE_BYTES // _bytes_per_token(model))
+        cached = max(budget, _CACHE_BYTES // bytes_per_token(model))
         for batch, cache in shared_prefixes(model, distinct, cached, _ROWS, room):
             yield [groups[i] for i in batch], [distinct[i] for i in batch], cache
         return
@@ -102,7 +102,7 @@ def worth_sharing(model: Any, rows: Sequence[Sequence[int]]) -> bool:
     if roomy_cache(model, 0) is None:
         return False
     ordered = sorted(map(tuple, rows))
-    shared = sum(_common(*pair) for pair in pairwise(ordered))
+    shared = sum(common_length(*pair) for pair in pairwise(ordered))
     least = _SAVED.get(model.device.type, _SAVED_ELSEWHERE)
     return shared >= least * sum(map(len, ordered))
 
@@ -133,19 +133,20 @@ def shared_prefixes(
     layers: Layers = []
     for position in order:
         ids = tuple(rows[position][:-1])
-        layers = _extend(model, layers, ids, _common(before, ids))
+        layers = extend(model, layers, ids, common_length(before, ids))
         before = ids
         width = max(len(rows[other]) for other in [*batch, position])
         if batch and (len(batch) == limit or width * (len(batch) + 1) > budget):
-            yield batch, _stack(kept, room)
+            yield batch, stack(kept, room)
             batch, kept = [], []
         batch.append(position)
         kept.append(list(layers))
     if batch:
-        yield batch, _stack(kept, room)
+        yield batch, stack(kept, room)
 
 
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
+def common_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many ids two rows begin with alike."""
     for place, (mine, its) in enumerate(zip(one, other, strict=False)):
         if mine != its:
             return place
@@ -153,7 +154,7 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 @torch.no_grad()
-def _extend(model: Any, layers: Layers, ids: Sequence[int], common: int) -> Layers:
+def extend(model: Any, layers: Layers, ids: Sequence[int], common: int) -> Layers:
     """Return the keys and values of `ids`, of which `layers` hold the first `common` already."""
     held = [(keys[:, :, :common], values[:, :, :common]) for keys, values in layers]
     if common == len(ids):
@@ -172,13 +173,17 @@ def _nothing(model: Any) -> list[torch.Tensor]:
     return [empty] * config.num_hidden_layers
 
 
-def _bytes_per_token(model: Any) -> int:
+def bytes_per_token(model: Any) -> int:
+    """Return the bytes that a token's keys and values take in all layers."""
     empty = _nothing(model)
     return 2 * len(empty) * empty[0].shape[1] * empty[0].shape[3] * empty[0].element_size()
 
 
-def _stack(rows: Sequence[Layers], room: int) -> Cache:
-    """Return the rows' caches as one, padded on the left; takes the rows' tensors from them."""
+def stack(rows: Sequence[Layers], room: int) -> Cache:
+    """Return the rows' caches as one, padded on the left; takes the rows' tensors from them.
+
+    With room for tokens that will be generated; with none, gradients flow through what is added.
+    """
     width = max(layers[0][0].shape[2] for layers in rows)
     stacked: list[Any] = []
     for layer in range(len(rows[0])):
@@ -192,7 +197,7 @@ def _stack(rows: Sequence[Layers], room: int) -> Cache:
             joined.append(out)
         for layers in rows:  # they are copied: free them
             layers[layer] = (joined[0][:0], joined[1][:0])
-        stacked.append(RoomyLayer(room))
+        stacked.append(RoomyLayer(room) if room else DynamicLayer())  # type: ignore[no-untyped-call]
         if width:
             stacked[-1].update(*joined)
     return Cache(layers=stacked)

@@ -107,6 +107,20 @@ class PromptEncoder:
         )
         return rendered
 
+    def answer_ids(self, text: str, ends: Sequence[int]) -> list[int]:
+        """Tokenise an answer as it follows a prompt, with the token that ends it.
+
+        Args:
+            text: the answer, which is data.
+            ends: the ids that end an answer; the one that the chat template writes is taken.
+        """
+        if not self.chat:
+            return [*self.data_ids(" " + text), ends[0]]
+        turns = [{"role": "user", "content": ""}, {"role": "assistant", "content": "\ue0000\ue001"}]
+        rendered = str(self._tokenizer.apply_chat_template(turns, tokenize=False))
+        closing = self._instruction_ids(_MARK.split(rendered)[-1])
+        return [*self.data_ids(text), next((i for i in closing if i in ends), ends[0])]
+
     def start_ids(self) -> list[int]:
         """Return what the tokenizer puts before a plain text: a beginning token, or nothing."""
         ids: list[int] = self._tokenizer.encode("")

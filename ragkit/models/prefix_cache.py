@@ -1,0 +1,109 @@
+"""Keys and values of what stands before virtual tokens, kept from one epoch to the next.
+
+The model is causal and frozen, so that they depend on no virtual token: they are read once,
+without gradients. Of passages in the order of their ranks, the first m begin as the first m + 1
+do: one reading serves every m.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from transformers.cache_utils import Cache
+
+from .prefixes import Layers, bytes_per_token, common_length, extend, stack
+
+
+class PrefixCache:
+    """Reads prefixes, and keeps their keys and values within a budget.
+
+    What does not fit is read anew each time. What is kept first stays: epochs pass through all
+    prefixes in turn, so that whatever was thrown out to make room would be missed sooner.
+
+    Args:
+        model: a frozen causal model.
+        budget: bytes of keys and values to keep; 0 keeps nothing.
+        folder: where to keep them on disk, in a folder of its own that goes when the cache does;
+            in main memory if None.
+    """
+
+    def __init__(self, model: Any, budget: int, folder: Path | None = None) -> None:
+        self._model = model
+        self._left = budget
+        self._kept: dict[Hashable, tuple[tuple[int, ...], Layers | Path]] = {}
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        if folder is not None:
+            self._folder = tempfile.TemporaryDirectory(dir=folder, prefix="prefixes.")
+        self._token_bytes = bytes_per_token(model)
+        self.read_tokens = 0
+        self.kept_tokens = 0
+
+    def rows(self, keys: Sequence[Hashable], prefixes: Sequence[Sequence[int]]) -> Cache | None:
+        """Return the prefixes' keys and values as one cache, padded on the left; None if all empty.
+
+        Args:
+            keys: what each prefix is kept under: it has most in common with the last one there.
+            prefixes: token ids of each row.
+        """
+        if not any(map(len, prefixes)):
+            return None
+        pairs = zip(keys, prefixes, strict=True)
+        return stack([list(self._layers(key, tuple(ids))) for key, ids in pairs], 0)
+
+    def _layers(self, key: Hashable, ids: tuple[int, ...]) -> Layers:
+        had, kept = self._kept.get(key, ((), []))
+        common = common_length(had, ids)
+        layers = self._opened(kept, common)
+        if common < len(ids) or not layers:
+            layers = extend(self._model, layers, ids, common)
+            self.read_tokens += len(ids) - common
+        if len(ids) > common == len(had) or (key not in self._kept and ids):
+            self._keep(key, ids, layers, len(had))
+        return layers
+
+    def _opened(self, kept: Layers | Path, length: int) -> Layers:
+        """Return the first `length` tokens' keys and values, on the model's device."""
+        if not length:
+            return []
+        if isinstance(kept, Path):
+            tensors = load_file(kept)
+            kept = [
+                (tensors[f"{number}.keys"], tensors[f"{number}.values"])
+                for number in range(len(tensors) // 2)
+            ]
+        device = self._model.device
+        return [
+            (keys[:, :, :length].to(device), values[:, :, :length].to(device))
+            for keys, values in kept
+        ]
+
+    def _keep(self, key: Hashable, ids: tuple[int, ...], layers: Layers, before: int) -> None:
+        cost = (len(ids) - before) * self._token_bytes
+        if cost > self._left:
+            return
+        self._left -= cost
+        self.kept_tokens += len(ids) - before
+        held = [(keys.cpu().contiguous(), values.cpu().contiguous()) for keys, values in layers]
+        self._kept[key] = ids, held if self._folder is None else self._written(key, held)
+
+    def _written(self, key: Hashable, layers: Layers) -> Path:
+        """Write keys and values in place of those under the same key."""
+        assert self._folder is not None
+        _, path = self._kept.get(key, ((), None))
+        if not isinstance(path, Path):
+            path = Path(self._folder.name) / f"{len(self._kept)}.safetensors"
+        tensors: dict[str, torch.Tensor] = {}
+        for number, (keys, values) in enumerate(layers):
+            tensors |= {f"{number}.keys": keys, f"{number}.values": values}
+        save_file(tensors, path)
+        return path
+
+    def close(self) -> None:
+        """Forget everything, on disk too."""
+        self._kept.clear()
+        if self._folder is not None:
+            self._folder.cleanup()

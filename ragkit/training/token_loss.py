@@ -1,0 +1,164 @@
+"""The loss of virtual tokens: cross-entropy on the answer and its end, and on nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from ..models.precision import pad
+from ..models.prefix_cache import PrefixCache
+from ..models.prompt_ids import PromptIds
+from ..models.splice import spliced
+from .draws import Draw, Draws
+
+IGNORED = -100  # the label of a place that is not scored
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """A training row: a prompt, how many virtual tokens stand in it, and its answer.
+
+    Attributes:
+        key: what the keys and values of its prefix are kept under.
+        before: ids before the virtual tokens: their gradients are never needed.
+        tokens: how many virtual tokens there are.
+        after: ids of the rest of the prompt.
+        answer: ids of the answer, its end included.
+    """
+
+    key: Hashable
+    before: tuple[int, ...]
+    tokens: int
+    after: tuple[int, ...]
+    answer: tuple[int, ...]
+
+
+def row_of(
+    key: Hashable, prompt: PromptIds, tokens: int, answer: Sequence[int], placement: str
+) -> TokenRow:
+    """Return the training row of a prompt and its answer."""
+    before = () if placement == "start" else prompt.context
+    return TokenRow(key, before, tokens, prompt.ids[len(before) :], tuple(answer))
+
+
+class TokenRows(Dataset[TokenRow]):
+    """The rows of a run's draws, made when they are asked for.
+
+    Args:
+        draws: what is drawn.
+        make: gives the row of a draw; it is told the places of the passages in their order.
+        found: how many passages each example has.
+        start: the first draw that is still wanted.
+    """
+
+    def __init__(
+        self,
+        draws: Draws,
+        make: Callable[[Draw, Sequence[int]], TokenRow],
+        found: Sequence[int],
+        start: int = 0,
+    ) -> None:
+        self._draws = draws
+        self._make = make
+        self._found = found
+        self._start = start
+
+    def __len__(self) -> int:
+        return len(self._draws) - self._start
+
+    def __getitem__(self, place: int) -> TokenRow:
+        draw = self._draws[self._start + place]
+        passages = list(range(min(draw.passages, self._found[draw.example])))
+        if draw.shuffle is not None:
+            Random(draw.shuffle).shuffle(passages)
+        return self._make(draw, passages)
+
+
+@dataclass(frozen=True, slots=True)
+class RowBatch:
+    """Rows that go through the trainer as they are."""
+
+    rows: tuple[TokenRow, ...]
+
+
+def collate(rows: Sequence[TokenRow]) -> dict[str, Any]:
+    """Return what `TokenTrainee.forward` takes.
+
+    The labels, of shape [rows, longest answer], are the answers' ids, aligned at their ends.
+    """
+    longest = max(len(row.answer) for row in rows)
+    labels = torch.tensor(
+        [[IGNORED] * (longest - len(row.answer)) + list(row.answer) for row in rows]
+    )
+    return {"batch": RowBatch(tuple(rows)), "labels": labels}
+
+
+class TokenTrainee(torch.nn.Module):
+    """A frozen model with the virtual tokens that are learnt: its only parameter.
+
+    What stands before them is read without gradients and its keys and values are kept; gradients
+    flow through what follows; logits are made where there are labels. The gradients are those of
+    the whole, since nothing before the tokens depends on them.
+
+    Args:
+        model: a causal model; it is frozen.
+        start: the embeddings to start from, float32 of shape [count, size].
+        prefixes: reads what stands before the tokens.
+    """
+
+    accepts_loss_kwargs = True
+
+    def __init__(self, model: Any, start: torch.Tensor, prefixes: PrefixCache) -> None:
+        super().__init__()
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        self.tokens = torch.nn.Parameter(start.detach().float().clone().to(model.device))
+        # Not as a submodule: what is trained, moved, wrapped and saved is the tokens alone.
+        self.frozen = (model.eval(), prefixes)
+
+    def forward(
+        self,
+        batch: RowBatch,
+        labels: torch.Tensor,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Return the loss: the mean over `num_items_in_batch` labels, or over those here if None.
+
+        Args:
+            batch: the rows.
+            labels: int64 of shape [rows, longest answer], `IGNORED` before shorter answers.
+            num_items_in_batch: the labels of a whole step, over all processes.
+        """
+        model, prefixes = self.frozen
+        device, rows = model.device, batch.rows
+        first = int(model.get_input_embeddings().weight.shape[0])
+        suffixes = [
+            [*range(first, first + row.tokens), *row.after, *row.answer[:-1]] for row in rows
+        ]
+        ids, mask = pad(suffixes, 0, left=True, device=device)
+        cache = prefixes.rows([row.key for row in rows], [row.before for row in rows])
+        if cache is not None:
+            _, before = pad([row.before for row in rows], 0, left=True, device=device)
+            mask = torch.cat([before, mask], dim=1)
+        with spliced(model, self.tokens):
+            logits = model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=(mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :],
+                past_key_values=cache,
+                use_cache=cache is not None,
+                logits_to_keep=labels.shape[1],
+            ).logits
+        losses = torch.nn.functional.cross_entropy(
+            logits.float().flatten(0, 1),
+            labels.to(device).flatten(),
+            ignore_index=IGNORED,
+            reduction="sum",
+        )
+        count = num_items_in_batch if num_items_in_batch is not None else labels.ne(IGNORED).sum()
+        return {"loss": losses / count}
