@@ -23,6 +23,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "answers": ("answers", "golden_answers", "target", "answer"),
     "positives": ("positives", "positive_passages", "positive_ctxs", "pos"),
     "negatives": ("negatives", "negative_passages", "hard_negative_ctxs", "negative_ctxs", "neg"),
+    "retrieved": ("ret_passages", "retrieved"),
     "where": ("where",),
 }
 """What a field may be called; where a record has several of the names, the first one counts."""
@@ -113,6 +114,7 @@ def example_of(record: Record, number: str) -> Example:
         _passages(record, "positives"),
         _passages(record, "negatives"),
         _answers(record),
+        _passages(record, "retrieved"),
     )
 
 
@@ -178,6 +180,7 @@ def example_record(example: Example) -> Record:
         "where": dict(query.where),
         "positives": [document_record(document) for document in example.positives],
         "negatives": [document_record(document) for document in example.negatives],
+        "retrieved": [document_record(document) for document in example.retrieved],
     }
     return {
         "id": query.id,

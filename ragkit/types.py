@@ -103,6 +103,8 @@ class Answer:
 class Example:
     """A question with what is known about it: the unit of training and of evaluation.
 
+    `retrieved` are passages that came with the question, best first, as SPRING's files have them.
+
     Raises:
         DataError: `answers` is a string, which would be taken as one answer a character.
     """
@@ -111,6 +113,7 @@ class Example:
     positives: tuple[Document, ...] = ()
     negatives: tuple[Document, ...] = ()
     answers: tuple[str, ...] = ()
+    retrieved: tuple[Document, ...] = ()
 
     def __post_init__(self) -> None:
         answers: Any = self.answers

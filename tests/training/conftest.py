@@ -7,6 +7,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 @pytest.fixture
 def tiny():
+    return tiny_model()
+
+
+def tiny_model():
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=97,
