@@ -50,7 +50,7 @@ ROOMS = {
     "matplotlib": {"evaluation/charts.py"},
     "jinja2": {"evaluation/page.py", "models/prompt_ids.py"},
     "openai": {"models/server.py"},
-    "peft": {"models/generator.py"},
+    "peft": {"training/prompt_tuning.py"},
     "platformdirs": {"models/names.py"},
     "bs4": {"extraction.py"},
     "pypdf": {"extraction.py"},

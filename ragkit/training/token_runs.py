@@ -1,0 +1,262 @@
+"""Learning virtual tokens from questions with their passages, and measuring what they changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+
+from ..errors import DataError, SettingsError
+from ..evaluation.answers import ANSWER_MEASURES, answer_measures
+from ..evaluation.statistics import bootstrap_means, paired_differences
+from ..models.generator import Generator
+from ..models.loading import end_ids
+from ..models.prefix_cache import PrefixCache
+from ..models.virtual_tokens import VirtualTokens, start_rows, template_hash
+from ..prompts import Prompt, abstains, without_citations
+from ..styles import PromptStyle
+from ..types import Example, Hit, Progress, Query, quiet
+from .draws import Draw, Draws
+from .loop import History, LoopSettings, train
+from .prompt_tuning import PromptTuningTrainee
+from .token_loss import TokenRow, TokenRows, TokenTrainee, collate, row_of
+
+MakePrompt: TypeAlias = Callable[[Query, Sequence[Hit]], Prompt]
+Method: TypeAlias = Literal["spring", "prompt-tuning"]
+_DEV = "dev"
+
+
+@dataclass(frozen=True, slots=True)
+class Retrieved:
+    """Questions with answers and what was retrieved for them: `hits` as many as `examples`."""
+
+    examples: Sequence[Example]
+    hits: Sequence[Sequence[Hit]]
+
+
+@dataclass
+class TokenRun:
+    """What every seed of a run shares.
+
+    Attributes:
+        generator: the base, without virtual tokens of its own.
+        style: the prompt's wording, with the tokens in their place.
+        prompt: builds a prompt in that wording.
+        placement: where the tokens stand.
+        count: how many virtual tokens are learnt.
+        train, dev: what is learnt from, and what is evaluated while learning.
+        passages: the least and the most that a prompt shows; in evaluation always the most.
+        prefixes: keeps what stands before the tokens.
+        start: embeddings to start from in place of `start_rows`.
+    """
+
+    generator: Generator
+    style: PromptStyle
+    prompt: MakePrompt
+    placement: Literal["middle", "front", "last", "start"]
+    count: int
+    train: Retrieved
+    dev: Retrieved
+    passages: tuple[int, int]
+    prefixes: PrefixCache
+    start: torch.Tensor | None = None
+
+    def learn(
+        self,
+        settings: LoopSettings,
+        folder: Path,
+        *,
+        fixed: bool = False,
+        objective: Literal["sample", "batch"] = "sample",
+        shuffle: bool = False,
+        progress: Progress = quiet,
+    ) -> tuple[VirtualTokens, History]:
+        """Learn the tokens of one seed, from the state in the folder if there is one.
+
+        Raises:
+            DataError, SettingsError: as `loop.train` and `Draws` do.
+        """
+        draws = Draws(
+            tuple(len(example.answers) for example in self.train.examples),
+            settings.steps,
+            settings.batch,
+            self.passages,
+            self.count,
+            fixed=fixed or self.placement == "start",
+            objective=objective,
+            shuffle=shuffle,
+            seed=settings.seed,
+        )
+        found = [len(hits) for hits in self.train.hits]
+        trainee = self._trainee()
+        history = train(
+            trainee,
+            lambda begin: TokenRows(draws, self._row, found, begin),
+            collate,
+            settings,
+            folder,
+            evaluate=lambda: self._dev_loss(trainee, settings.micro_batch),
+            progress=progress,
+        )
+        return self.tokens(trainee.tokens), history
+
+    def _trainee(self) -> TokenTrainee | PromptTuningTrainee:
+        model, tokenizer = self.generator.model, self.generator.tokenizer
+        start = self.start
+        if start is None:
+            start = start_rows(model, tokenizer, self.count)
+        size = int(model.get_input_embeddings().weight.shape[1])
+        if tuple(start.shape) != (self.count, size):
+            raise SettingsError(
+                f"the embeddings to start from are of shape {tuple(start.shape)}; "
+                f"{self.count} tokens of this model need {(self.count, size)}"
+            )
+        if self.placement == "start":
+            return PromptTuningTrainee(model, start)
+        return TokenTrainee(model, start, self.prefixes)
+
+    def tokens(self, embeddings: torch.Tensor) -> VirtualTokens:
+        """Return embeddings as virtual tokens of this run's base, wording and layout."""
+        encoder, tokenizer = self.generator.encoder, self.generator.tokenizer
+        return VirtualTokens(
+            embeddings.detach().float().cpu().clone(),
+            base=self.generator.name,
+            base_hash=self.generator.base_hash(),
+            layout="chat" if encoder.chat else "plain",
+            placement=self.placement,
+            style=self.style,
+            template_hash=template_hash(
+                self.style, tokenizer.chat_template if encoder.chat else None
+            ),
+        )
+
+    def _row(self, draw: Draw, passages: Sequence[int]) -> TokenRow:
+        example, hits = self.train.examples[draw.example], self.train.hits[draw.example]
+        return self._made(
+            draw.example, example, [hits[p] for p in passages], draw.tokens, draw.answer
+        )
+
+    def _made(
+        self, key: Any, example: Example, hits: Sequence[Hit], tokens: int, answer: int
+    ) -> TokenRow:
+        encoder = self.generator.encoder
+        ids = encoder.encode(self.prompt(example.query, hits))
+        ends = end_ids(self.generator.model, self.generator.tokenizer)
+        answer_ids = encoder.answer_ids(example.answers[answer], ends)
+        size = len(ids.ids) + tokens + len(answer_ids)
+        if size > self.generator.window:
+            raise DataError(
+                f"question {example.query.id!r}: its answer of {len(answer_ids)} tokens, its "
+                f"prompt and {tokens} virtual tokens take {size}; the model reads "
+                f"{self.generator.window}. Leave it out, or shorten the answer."
+            )
+        return row_of(key, ids, tokens, answer_ids, self.placement)
+
+    @cached_property
+    def _dev_rows(self) -> list[TokenRow]:
+        most = self.passages[1]
+        return [
+            self._made((_DEV, place), example, hits[:most], self.count, 0)
+            for place, (example, hits) in enumerate(
+                zip(self.dev.examples, self.dev.hits, strict=True)
+            )
+        ]
+
+    def _dev_loss(self, trainee: torch.nn.Module, batch: int) -> float:
+        """Return the mean loss of the dev questions' first answers, a token, all tokens used."""
+        rows = sorted(self._dev_rows, key=lambda row: len(row.after) + len(row.answer))
+        total, count = 0.0, 0
+        for start in range(0, len(rows), batch):
+            part = rows[start : start + batch]
+            labels = sum(len(row.answer) for row in part)
+            total += float(trainee(**collate(part), num_items_in_batch=1)["loss"])
+            count += labels
+        return total / count
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One way to answer: its prompts, and the virtual tokens in them, one list for each seed."""
+
+    name: str
+    prompts: Sequence[Prompt]
+    tokens: Sequence[VirtualTokens | None] = (None,)
+
+
+def measured(
+    generator: Generator,
+    examples: Sequence[Example],
+    conditions: Sequence[Condition],
+    *,
+    max_new_tokens: int = 32,
+    seed: int = 0,
+    progress: Progress = quiet,
+) -> dict[str, Any]:
+    """Answer questions in all conditions at once, and score them; passages are read once.
+
+    Returns:
+        condition -> measure -> estimate over questions and seeds; under `differences` the last
+        condition minus each other one, paired by question; under `answers` the texts.
+    """
+    prompts: list[Prompt] = []
+    plugged: list[VirtualTokens | None] = []
+    for condition in conditions:
+        for tokens in condition.tokens:
+            prompts += condition.prompts
+            plugged += [tokens] * len(examples)
+    progress("answer", 0, len(prompts))
+    texts = generator.generate(
+        prompts,
+        max_new_tokens=max_new_tokens,
+        virtual_tokens=plugged,
+        progress=lambda done: progress("answer", done, len(prompts)),
+    )
+    scores: dict[str, dict[str, list[list[float]]]] = {}
+    answers: dict[str, list[list[str]]] = {}
+    place = 0
+    for condition in conditions:
+        for _ in condition.tokens:
+            part = texts[place : place + len(examples)]
+            place += len(examples)
+            answers.setdefault(condition.name, []).append(part)
+            values = [_scores(text, example) for text, example in zip(part, examples, strict=True)]
+            for measure in ANSWER_MEASURES:
+                by_seed = scores.setdefault(condition.name, {}).setdefault(measure, [])
+                by_seed.append([value[measure] for value in values])
+    last = conditions[-1].name
+    others = [condition.name for condition in conditions[:-1]]
+    return {
+        "conditions": {
+            name: {
+                measure: asdict(estimate)
+                for measure, estimate in zip(
+                    of, bootstrap_means(list(of.values()), seed=seed), strict=True
+                )
+            }
+            for name, of in scores.items()
+        },
+        "differences": {
+            f"{last} - {other}": {
+                measure: asdict(difference)
+                for measure, difference in zip(
+                    ANSWER_MEASURES,
+                    paired_differences(
+                        [(scores[other][m], scores[last][m]) for m in ANSWER_MEASURES], seed=seed
+                    ),
+                    strict=True,
+                )
+            }
+            for other in others
+            if len(examples) > 1
+        },
+        "answers": answers,
+    }
+
+
+def _scores(text: str, example: Example) -> dict[str, float]:
+    said = without_citations(text)
+    return answer_measures(said, example.answers, abstained=abstains(text))

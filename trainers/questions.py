@@ -1,0 +1,139 @@
+"""Questions to train and to evaluate on, and what is retrieved for them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from random import Random
+
+from ragkit.artefacts import file_hash, fingerprint, read_json, write_json
+from ragkit.assemble import RetrievalSettings, assemble, open_index, resolved
+from ragkit.corpus import read_qrels, read_questions
+from ragkit.errors import DataError, SettingsError
+from ragkit.models.names import cache_folder
+from ragkit.types import Example, Hit, Progress
+
+_log = logging.getLogger(__name__)
+_SLICE = 256
+
+
+def answered(path: Path, qrels: Path | None, limit: int | None, seed: int) -> list[Example]:
+    """Read the questions that have answers: those that the qrels judge, and so many of them.
+
+    Raises:
+        DataError: none has an answer.
+        SettingsError: `limit` is below 1.
+    """
+    if limit is not None and limit < 1:
+        raise SettingsError(f"a limit of questions must be at least 1, not {limit}")
+    examples = read_questions(path)
+    if qrels is not None:
+        judged = read_qrels(qrels)
+        examples = [example for example in examples if example.query.id in judged]
+        if not examples:
+            raise DataError(f"{qrels} judges none of the questions of {path}")
+    found = [example for example in examples if example.answers]
+    if not found:
+        raise DataError(
+            f"{path}: none of {len(examples)} questions has an answer to learn. Looked for the "
+            "fields answers, golden_answers, target, answer."
+        )
+    if len(found) < len(examples):
+        _log.warning(
+            "%d of %d questions of %s have no answer and are left out.",
+            len(examples) - len(found),
+            len(examples),
+            path,
+        )
+    if limit is None or limit >= len(found):
+        return found
+    return Random(seed).sample(found, limit)
+
+
+def held_out(examples: Sequence[Example], count: int) -> tuple[list[Example], list[Example]]:
+    """Split questions at random into those to train on and `count` to evaluate on.
+
+    Questions of one text stay together.
+
+    Raises:
+        DataError: too few are left to train on.
+    """
+    texts = sorted({example.query.text for example in examples})
+    chosen = set(Random("held out").sample(texts, min(count, len(texts) // 2)))
+    dev = [example for example in examples if example.query.text in chosen]
+    train = [example for example in examples if example.query.text not in chosen]
+    if not dev or not train:
+        raise DataError(
+            f"{len(examples)} questions are too few to hold some out. Name others to evaluate on: "
+            "--dev-questions FILE"
+        )
+    return train, dev
+
+
+def check_apart(train: Sequence[Example], dev: Sequence[Example]) -> None:
+    """Refuse questions to evaluate on that are trained on.
+
+    Raises:
+        DataError: some are the same, by text.
+    """
+    seen = {example.query.text for example in train}
+    twice = [example.query.id for example in dev if example.query.text in seen]
+    if twice:
+        raise DataError(
+            f"{len(twice)} questions to evaluate on are trained on too, such as {twice[:3]}: what "
+            "they score would say nothing. Take them out of one of the two."
+        )
+
+
+def retrieved(
+    examples: Sequence[Example], settings: RetrievalSettings, k: int, progress: Progress
+) -> list[list[Hit]]:
+    """Return each question's best k hits: those that came with it, or those of an index.
+
+    What an index gave is kept in ragkit's cache folder, for the next time.
+
+    Raises:
+        SettingsError: questions without passages of their own, and no index.
+    """
+    own = [
+        [Hit(document, -float(rank)) for rank, document in enumerate(example.retrieved[:k])]
+        for example in examples
+    ]
+    asked = [place for place, example in enumerate(examples) if not example.retrieved]
+    if not asked or k == 0:
+        return own
+    if settings.index is None:
+        raise SettingsError(
+            f"{len(asked)} questions come without passages (ret_passages): pass --index FOLDER"
+        )
+    index = open_index(settings)
+    settings = replace(resolved(settings, index), depth=max(k, settings.depth))
+    values = {name: str(value) for name, value in asdict(settings).items()}
+    del values["index"], values["device"]
+    queries = [replace(examples[place].query, id=str(number)) for number, place in enumerate(asked)]
+    questions = [(query.text, str(dict(query.where))) for query in queries]
+    name = fingerprint({"index": index.fingerprint(), "k": k, "by": values, "of": questions})
+    path = cache_folder() / "retrieved" / f"{name}.json"
+    if not path.exists():
+        pipeline = assemble(settings, index, read=False)
+        rows = index.documents.rows
+        found: dict[str, list[list[float]]] = {}
+        for start in range(0, len(queries), _SLICE):
+            part = queries[start : start + _SLICE]
+            progress("retrieve", start, len(queries))
+            for query, hits in zip(part, pipeline.retrieve(part), strict=True):
+                found[query.id] = [[rows[hit.document.id], hit.score] for hit in hits[:k]]
+        progress("retrieve", len(queries), len(queries))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, found)
+    kept = read_json(path)
+    for query, place in zip(queries, asked, strict=True):
+        own[place] = [Hit(index.documents[int(row)], score) for row, score in kept[query.id]]
+    return own
+
+
+def described(path: Path | None) -> dict[str, str] | None:
+    """Name a file and the hash of what it holds."""
+    return None if path is None else {"path": str(path), "hash": file_hash(path)}

@@ -1,0 +1,175 @@
+"""What a run of virtual tokens reports: before and after, a model card, the tokens themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ragkit import __version__
+from ragkit.artefacts import write_json, write_text
+from ragkit.types import Progress
+
+if TYPE_CHECKING:
+    from ragkit.models.virtual_tokens import VirtualTokens
+    from ragkit.training.loop import History
+    from ragkit.training.token_runs import TokenRun
+
+    from .virtual_tokens import TokenSettings
+
+_MEASURES = ("EM", "F1", "cover")
+
+
+def results_of(
+    run: TokenRun,
+    settings: TokenSettings,
+    seeds: Sequence[int],
+    learnt: Sequence[tuple[VirtualTokens, History]],
+    progress: Progress,
+) -> dict[str, Any]:
+    """Answer the dev questions before and after, and say what was learnt and how."""
+    from ragkit.readers import GeneratorReader
+    from ragkit.training.token_runs import Condition, measured
+
+    examples = run.dev.examples
+    asked = list(zip(examples, run.dev.hits, strict=True))
+    plain = GeneratorReader(
+        run.generator,
+        style="spring",
+        context_tokens=settings.context_tokens,
+        max_new_tokens=settings.max_new_tokens,
+    )
+    prompts = [run.prompt(example.query, hits) for example, hits in asked]
+    counts = [int(count) for count in settings.token_counts.split(",") if count]
+    conditions = [
+        Condition("prompt only", [plain.prompt(e.query, hits) for e, hits in asked]),
+        Condition("unplugged", prompts),
+        *(
+            Condition(f"{count} tokens", prompts, [tokens.first(count) for tokens, _ in learnt])
+            for count in counts
+            if count
+        ),
+        Condition("virtual tokens", prompts, [tokens for tokens, _ in learnt]),
+    ]
+    found = measured(
+        run.generator,
+        examples,
+        conditions,
+        max_new_tokens=settings.max_new_tokens,
+        progress=progress,
+    )
+    answers = found.pop("answers")
+    return found | {
+        "seeds": {
+            str(seed): asdict(history) for seed, (_, history) in zip(seeds, learnt, strict=True)
+        },
+        "settings": {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in asdict(settings).items()
+        },
+        "prefixes": {
+            "tokens_read": run.prefixes.read_tokens,
+            "tokens_kept": run.prefixes.kept_tokens,
+        },
+        "examples": [
+            {"question": example.query.text, "gold": list(example.answers)}
+            | {name: of[0][place] for name, of in answers.items()}
+            for place, example in enumerate(examples[:10])
+        ],
+    }
+
+
+def best_of(results: Mapping[str, Any]) -> str:
+    """Return the seed with the least loss on dev."""
+    seeds = results["seeds"]
+    return str(min(seeds, key=lambda seed: min(seeds[seed]["evaluations"].values())))
+
+
+def write(
+    folder: Path,
+    seeds: Sequence[int],
+    learnt: Sequence[VirtualTokens],
+    results: Mapping[str, Any],
+) -> None:
+    """Write the best seed's tokens, all seeds' beside them if there are several, and the report."""
+    best = best_of(results)
+    for seed, tokens in zip(seeds, learnt, strict=True):
+        if str(seed) == best:
+            tokens.save(folder)
+        if len(seeds) > 1:
+            apart = folder / "seeds" / str(seed)
+            apart.mkdir(parents=True)
+            tokens.save(apart)
+    write_json(folder / "results.json", dict(results) | {"ragkit": __version__, "best_seed": best})
+    write_text(folder / "README.md", card(learnt[0], results))
+
+
+def tables(results: Mapping[str, Any]) -> list[Any]:
+    """Lay out before and after for the terminal."""
+    from rich.table import Table
+
+    n = results["data"]["dev"]
+    scores = Table(title=f"{n} questions to evaluate on, {len(results['seeds'])} seeds")
+    scores.add_column("answers with")
+    for measure in _MEASURES:
+        scores.add_column(measure, justify="right")
+    for name, of in results["conditions"].items():
+        scores.add_row(name, *(_interval(of[measure]) for measure in _MEASURES))
+    changes = Table(title="What virtual tokens change, paired by question")
+    changes.add_column("difference")
+    for measure in _MEASURES:
+        changes.add_column(measure, justify="right")
+    for name, of in results["differences"].items():
+        changes.add_row(name, *(_interval(of[measure]) for measure in _MEASURES))
+    return [scores, changes, "In brackets: 95 % bootstrap intervals over questions and seeds."]
+
+
+def _interval(value: Mapping[str, float]) -> str:
+    return f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+
+
+def card(tokens: VirtualTokens, results: Mapping[str, Any]) -> str:
+    """Return the model card: what the tokens are, how they were learnt, what they changed."""
+    settings, data = results["settings"], results["data"]
+    lines = ["| answers with | " + " | ".join(_MEASURES) + " |", "|---|" + "---|" * len(_MEASURES)]
+    for name, of in results["conditions"].items():
+        lines.append(f"| {name} | " + " | ".join(_interval(of[m]) for m in _MEASURES) + " |")
+    return CARD.format(
+        count=len(tokens),
+        base=tokens.base,
+        base_hash=tokens.base_hash[:16],
+        placement=tokens.placement,
+        layout=tokens.layout,
+        style=tokens.style.name,
+        train=data["train"],
+        dev=data["dev"],
+        seeds=", ".join(results["seeds"]),
+        passages=settings["passages"],
+        learning_rate=settings["learning_rate"],
+        table="\n".join(lines),
+        version=__version__,
+    )
+
+
+CARD = """# {count} virtual tokens for {base}
+
+Learnt embeddings that stand between retrieved passages and the question (SPRING: Zhu et al. 2025,
+arXiv 2405.19670). The base model is unchanged; without them it is itself, bit for bit.
+
+- base: {base}, weights {base_hash}…; other weights are refused
+- prompt: wording `{style}`, layout `{layout}`, placement `{placement}`
+- learnt from {train} questions, {passages} retrieved passages each, learning rate {learning_rate}
+- seeds: {seeds}; this is the one with the least loss on the {dev} questions evaluated
+
+{table}
+
+In brackets: 95 % bootstrap intervals over questions and seeds. The best step and seed were chosen
+on the same questions: for an unbiased figure, evaluate on others.
+
+```
+ragkit ask "…" --index INDEX --virtual-tokens THIS_FOLDER
+```
+
+Made by ragkit {version}. `results.json` holds the settings, hashes of the data and the losses.
+"""
