@@ -13,10 +13,10 @@ from ragkit.types import Progress
 
 if TYPE_CHECKING:
     from ragkit.models.virtual_tokens import VirtualTokens
-    from ragkit.training.loop import History
+    from ragkit.training.keeper import History
     from ragkit.training.token_runs import TokenRun
 
-    from .virtual_tokens import TokenSettings
+    from .token_settings import TokenSettings
 
 _MEASURES = ("EM", "F1", "cover")
 
@@ -126,7 +126,8 @@ def tables(results: Mapping[str, Any]) -> list[Any]:
 
 
 def _interval(value: Mapping[str, float]) -> str:
-    return f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+    mean, low, high = (f"{value[end]:.3f}".replace("0.", ".") for end in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
 
 
 def card(tokens: VirtualTokens, results: Mapping[str, Any]) -> str:

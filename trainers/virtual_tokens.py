@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, Literal
-
-from cyclopts import Parameter
+from typing import TYPE_CHECKING, Any
 
 from ragkit.artefacts import check_output, new_folder, read_json, write_json
 from ragkit.assemble import RetrievalSettings
@@ -18,102 +16,16 @@ from ragkit.types import Example, Progress
 
 from .questions import answered, check_apart, described, held_out, retrieved
 from .token_results import results_of, tables, write
+from .token_settings import TokenSettings
 
 if TYPE_CHECKING:
     from ragkit.models.generator import Generator
     from ragkit.models.virtual_tokens import VirtualTokens
-    from ragkit.training.loop import History
+    from ragkit.training.keeper import History
     from ragkit.training.token_runs import Retrieved, TokenRun
 
 MARK = "results.json"
 _GB = 1e9
-
-
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class TokenSettings:
-    """What is learnt, from what, and how."""
-
-    questions: Path
-    """Questions with answers, in any form that ragkit reads; SPRING's too."""
-    output: Path
-    """The folder for the virtual tokens."""
-    base: str = "SmolLM2-135M-Instruct"
-    """The generator that they are learnt for, by folder, GGUF file or name; a peft folder too."""
-    index: Path | None = None
-    """The index folder that passages are retrieved from."""
-    qrels: Path | None = None
-    """Train on the questions that these judge alone; nothing else of them is used."""
-    dev_questions: Path | None = None
-    """Questions to evaluate on; --questions if --dev-qrels are given, else some are held out."""
-    dev_qrels: Path | None = None
-    """Evaluate on the questions that these judge."""
-    limit: int | None = None
-    """Questions to train on, drawn at random; all if not given."""
-    dev_limit: int = 200
-    """Questions to evaluate on, drawn at random."""
-    tokens: int = 50
-    """Virtual tokens to learn."""
-    layout: Literal["auto", "chat", "plain"] = "auto"
-    """Whether the chat template is used; auto uses it if there is one."""
-    placement: Literal["middle", "front", "last", "prompt-tuning"] = "middle"
-    """Where tokens T stand beside passages R and question Q: [R,T,Q], [T,R,Q], [R,Q,T], or before
-    all, by peft's prompt tuning. All but the first are there to be compared with."""
-    prompt: str = "virtual-tokens"
-    """The prompt's wording."""
-    retriever: Literal["bm25", "dense", "hybrid"] | None = None
-    """What searches; hybrid if the index has both stores."""
-    encoder: str | None = None
-    """The encoder of the dense search; the one named in the index if not given."""
-    passages: str = "1-5"
-    """How many retrieved passages a prompt shows while training: drawn from this range. Evaluation
-    shows the most."""
-    shuffle: bool = False
-    """Show passages in a random order, not by their ranks; their keys and values are not kept."""
-    fixed: bool = False
-    """Use all tokens always, not the first k of a random k."""
-    objective: Literal["sample", "batch"] = "sample"
-    """Whether k is drawn for each sample or once for each batch."""
-    seeds: str = "0"
-    """Seeds, such as 0,1,2: each is learnt apart; the one with the least loss on dev is kept."""
-    epochs: float = 3.0
-    """Passes through the questions."""
-    steps: int | None = None
-    """Optimiser steps, in place of --epochs."""
-    batch: int = 8
-    """Questions in a step, over all processes and accumulated passes."""
-    micro_batch: int = 8
-    """Questions in one pass of one process."""
-    learning_rate: float = 5e-3
-    """The highest learning rate."""
-    schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
-    """The course of the learning rate."""
-    warmup: float = 0.1
-    """The share of steps in which the learning rate rises."""
-    clip: float = 1.0
-    """The largest norm of the gradient."""
-    evaluate_every: int = 50
-    """Steps between two evaluations, each followed by a checkpoint."""
-    start: Path | None = None
-    """Embeddings to start from: virtual tokens of ragkit, or SPRING's .pt file."""
-    prefix_cache: float = 2.0
-    """GB of keys and values of passages that are kept from one epoch to the next."""
-    prefix_cache_folder: Path | None = None
-    """Keep them in this folder and not in memory."""
-    context_tokens: int = 1024
-    """Tokens that the passages may take in a prompt."""
-    max_new_tokens: int = 32
-    """Tokens that an answer may take in the evaluation."""
-    token_counts: str = ""
-    """Evaluate with the first k tokens too, such as 0,1,5."""
-    report_to: str = ""
-    """Where training is reported to, by transformers' names, such as tensorboard."""
-    device: str | None = None
-    """Where the model runs: cpu, cuda, mps; the best one here if not given."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """The model's number format; the tokens are learnt in fp32 always."""
-    replace: bool = False
-    """Replace the output that is there."""
 
 
 def virtual_tokens(*, settings: TokenSettings, json: bool = False) -> None:
@@ -131,16 +43,22 @@ def virtual_tokens(*, settings: TokenSettings, json: bool = False) -> None:
     """
     check_output(settings.output, settings.replace, MARK)
     seeds = _numbers(settings.seeds, "--seeds")
-    with progress_bars() as progress:
-        run, files = prepared(settings, progress)
-        state = settings.output.with_name(f"{settings.output.name}.training")
-        _check_state(state, settings, files)
-        learnt = [_learn(run, settings, seed, state / f"seed-{seed}", progress) for seed in seeds]
-        if not _main_process(run.generator):
-            return
-        frozen = run.generator.base_hash(anew=True) == run.generator.base_hash()
-        results = results_of(run, settings, seeds, learnt, progress) | {"data": files}
-        results["base_unchanged"] = frozen
+    state = settings.output.with_name(f"{settings.output.name}.training")
+    try:
+        with progress_bars() as progress:
+            run, files = prepared(settings, progress)
+            _check_state(state, settings, files)
+            learnt = [_learn(run, settings, seed, state, progress) for seed in seeds]
+            if not _main_process(run.generator):
+                return
+            results = results_of(run, settings, seeds, learnt, progress) | {"data": files}
+            results["base_unchanged"] = (
+                run.generator.base_hash(anew=True) == run.generator.base_hash()
+            )
+    except BaseException:
+        if not any(state.glob("*/*.safetensors")):  # nothing to go on from
+            shutil.rmtree(state, ignore_errors=True)
+        raise
     with new_folder(settings.output, replace=settings.replace, mark=MARK) as folder:
         write(folder, seeds, [tokens for tokens, _ in learnt], results)
     shutil.rmtree(state, ignore_errors=True)
@@ -194,7 +112,7 @@ def token_run(
     from ragkit.models.virtual_tokens import VirtualTokens, read_tensor_file
     from ragkit.readers import GeneratorReader
     from ragkit.styles import style_named
-    from ragkit.training.token_runs import TokenRun
+    from ragkit.training.token_runs import TokenRun, longest_answer
 
     placement: Any = "start" if settings.placement == "prompt-tuning" else settings.placement
     style = style_named(settings.prompt).placing(placement)
@@ -204,11 +122,12 @@ def token_run(
         precision=settings.precision,
         layout=settings.layout,
     )
+    longest = longest_answer(generator, [*train.examples, *dev.examples], settings.tokens)
     reader = GeneratorReader(
         generator,
         style=style,
         context_tokens=settings.context_tokens,
-        max_new_tokens=settings.max_new_tokens + settings.tokens,
+        max_new_tokens=max(longest, settings.max_new_tokens) + settings.tokens,
     )
     start = None
     if settings.start is not None:
@@ -234,9 +153,9 @@ def token_run(
 
 
 def _learn(
-    run: TokenRun, settings: TokenSettings, seed: int, folder: Path, progress: Progress
+    run: TokenRun, settings: TokenSettings, seed: int, state: Path, progress: Progress
 ) -> tuple[VirtualTokens, History]:
-    from ragkit.training.loop import LoopSettings
+    from ragkit.training.keeper import LoopSettings
 
     examples = len(run.train.examples)
     steps = settings.steps or max(1, round(settings.epochs * examples / settings.batch))
@@ -252,6 +171,7 @@ def _learn(
         seed=seed,
         report_to=tuple(name for name in settings.report_to.split(",") if name),
     )
+    folder = state / f"seed-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     return run.learn(
         loop,
@@ -292,7 +212,7 @@ def _device(name: str | None) -> str | None:
     import torch
 
     from ragkit.models.precision import check_device
-    from ragkit.training.loop import processes
+    from ragkit.training.keeper import processes
 
     device = torch.device(check_device(name))
     together = processes(device)
@@ -300,7 +220,7 @@ def _device(name: str | None) -> str | None:
 
 
 def _main_process(generator: Generator) -> bool:
-    from ragkit.training.loop import processes
+    from ragkit.training.keeper import processes
 
     return bool(processes(generator.model.device).is_main_process)
 

@@ -1,109 +1,22 @@
 """The training loop: transformers' `Trainer`, with weights and states in safetensors alone.
 
 The Trainer does steps, accumulation, clipping, processes and reports. What it would pickle
-(optimiser, schedule, random states) is kept here: one file, replaced in one step, from which a run
-that was killed goes on as if it had not been.
+(optimiser, schedule, random states) the keeper keeps: one file, replaced in one step, from which a
+run that was killed goes on as if it had not been.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch.utils.data import Dataset
-from transformers import (
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-    get_scheduler,
-)
+from transformers import PrinterCallback, Trainer, TrainingArguments, get_scheduler
 
-from ..artefacts import to_json
-from ..errors import DataError, SettingsError
 from ..types import Progress, quiet
-
-_log = logging.getLogger(__name__)
-_STATE = "state.safetensors"
-
-
-@dataclass(frozen=True, slots=True)
-class LoopSettings:
-    """How a module is trained.
-
-    Attributes:
-        steps: optimiser steps.
-        batch: examples in a step, over all processes and accumulated passes.
-        micro_batch: examples in one pass of one process.
-        learning_rate: the highest.
-        schedule: its course: linear, cosine or constant, by transformers' names.
-        warmup: the share of steps in which it rises from 0.
-        weight_decay: AdamW's.
-        clip: the largest norm of the gradient.
-        evaluate_every: steps between two evaluations, each followed by a checkpoint.
-        seed: of whatever torch draws.
-        report_to: transformers' integrations (tensorboard, wandb, …), by name.
-    """
-
-    steps: int
-    batch: int = 8
-    micro_batch: int = 8
-    learning_rate: float = 1e-3
-    schedule: str = "linear"
-    warmup: float = 0.1
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    evaluate_every: int = 50
-    seed: int = 0
-    report_to: tuple[str, ...] = ()
-
-    def passes(self, processes: int) -> int:
-        """Return how many passes of each process make a step.
-
-        Raises:
-            SettingsError: the batch is no whole number of passes, or a number is out of range.
-        """
-        if min(self.steps, self.batch, self.micro_batch, self.evaluate_every) < 1:
-            raise SettingsError("steps, batch, micro-batch and evaluate-every must be at least 1")
-        if not 0 < self.learning_rate < 10 or not 0 <= self.warmup <= 1 or self.clip <= 0:
-            raise SettingsError(
-                f"learning rate {self.learning_rate}, warm-up {self.warmup}, clip {self.clip}: "
-                "expected one above 0, a share, and one above 0"
-            )
-        size = min(self.micro_batch, max(1, self.batch // processes))
-        if self.batch % (size * processes):
-            raise SettingsError(
-                f"a batch of {self.batch} cannot be made of passes of {size} on {processes} "
-                f"processes: choose a multiple of {size * processes}"
-            )
-        return self.batch // (size * processes)
-
-
-@dataclass(slots=True)
-class History:
-    """What happened while training.
-
-    Attributes:
-        step: the steps done.
-        losses: step -> mean training loss since the one before.
-        evaluations: step -> the value that was to become small.
-        best_step: where that was smallest.
-        seconds: of training, evaluations included, over all starts.
-    """
-
-    step: int = 0
-    losses: dict[int, float] = field(default_factory=dict)
-    evaluations: dict[int, float] = field(default_factory=dict)
-    best_step: int = 0
-    seconds: float = 0.0
+from .keeper import History, Keeper, LoopSettings, processes
 
 
 def train(
@@ -142,7 +55,7 @@ def train(
     )
     warmup = round(settings.warmup * settings.steps)
     schedule = get_scheduler(settings.schedule, optimizer, warmup, settings.steps)
-    keeper = _Keeper(module, parameters, optimizer, schedule, settings, folder, evaluate, progress)
+    keeper = Keeper(module, parameters, optimizer, schedule, settings, folder, evaluate, progress)
     keeper.restore()
     if keeper.history.step < settings.steps:
         _trainer(module, rows, collate, settings, folder, keeper).train()
@@ -156,7 +69,7 @@ def _trainer(
     collate: Callable[[Sequence[Any]], dict[str, Any]],
     settings: LoopSettings,
     folder: Path,
-    keeper: _Keeper,
+    keeper: Keeper,
 ) -> Trainer:
     device = next(module.parameters()).device
     together = processes(device).num_processes
@@ -190,140 +103,3 @@ def _trainer(
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-def processes(device: torch.device) -> Any:
-    """Return accelerate's state of the processes that train together, on CPUs or GPUs."""
-    from accelerate import PartialState
-
-    return PartialState(cpu=device.type == "cpu")
-
-
-class _Keeper(TrainerCallback):
-    """Evaluates while the Trainer trains, keeps the best weights, and writes the state."""
-
-    def __init__(
-        self,
-        module: torch.nn.Module,
-        parameters: Mapping[str, torch.nn.Parameter],
-        optimizer: torch.optim.Optimizer,
-        schedule: Any,
-        settings: LoopSettings,
-        folder: Path,
-        evaluate: Callable[[], float] | None,
-        progress: Progress,
-    ) -> None:
-        self.module = module
-        self.parameters = parameters
-        self.optimizer = optimizer
-        self.schedule = schedule
-        self.settings = settings
-        self.path = folder / _STATE
-        self.evaluate = evaluate
-        self.progress = progress
-        self.history = History()
-        self.best: dict[str, torch.Tensor] = {}
-        self.offset = 0
-        self.before = 0.0
-        self.started = perf_counter()
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Evaluate what training starts from."""
-        self.started = perf_counter()
-        if self.evaluate and not self.history.evaluations:
-            self._judge(0)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """Keep the training loss."""
-        if logs and "loss" in logs:
-            self.history.losses[self.offset + state.global_step] = float(logs["loss"])
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Evaluate and write the state when it is time."""
-        step = self.history.step = self.offset + state.global_step
-        total = self.settings.steps
-        self.progress("train", step, total)
-        if step % self.settings.evaluate_every == 0 or step == total:
-            if self.evaluate:
-                self._judge(step)
-            self.history.seconds = self.before + perf_counter() - self.started
-            self._write()
-
-    def _judge(self, step: int) -> None:
-        assert self.evaluate is not None
-        with torch.no_grad():
-            value = self.history.evaluations[step] = float(self.evaluate())
-        if value <= min(self.history.evaluations.values()):
-            self.history.best_step = step
-            self.best = {n: p.detach().cpu().clone() for n, p in self.parameters.items()}
-
-    def take_best(self) -> None:
-        """Give the module the best weights."""
-        with torch.no_grad():
-            for name, tensor in self.best.items():
-                self.parameters[name].copy_(tensor)
-
-    def _write(self) -> None:
-        if not processes(next(iter(self.parameters.values())).device).is_main_process:
-            return
-        tensors = {f"now.{n}": p.detach().cpu().contiguous() for n, p in self.parameters.items()}
-        tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
-        for name, parameter in self.parameters.items():
-            for key, value in self.optimizer.state[parameter].items():
-                tensors[f"optimizer.{key}.{name}"] = torch.as_tensor(value).cpu().clone()
-        history = json.dumps(asdict(self.history))
-        told = {"settings": to_json(asdict(self.settings)), "history": history}
-        aside = self.path.with_suffix(".writing")
-        save_file(tensors, aside, metadata=told)
-        aside.replace(self.path)
-
-    def restore(self) -> None:
-        """Go on from the state in the folder, if there is one.
-
-        Raises:
-            SettingsError, DataError: as `train` tells.
-        """
-        if not self.path.exists():
-            return
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                told = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            values = json.loads(told["history"])
-            for kind in ("losses", "evaluations"):
-                values[kind] = {int(step): value for step, value in values[kind].items()}
-            history = History(**values)
-            same = told["settings"] == to_json(asdict(self.settings))
-            if same:
-                self._load(tensors, history)
-        except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
-            raise DataError(f"{self.path} cannot be gone on from: {error}") from error
-        if not same:
-            raise SettingsError(
-                f"{self.path} is the state of a run with other settings. Give the same ones, or "
-                "remove its folder to start anew."
-            )
-
-    def _load(self, tensors: Mapping[str, torch.Tensor], history: History) -> None:
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(tensors[f"now.{name}"])
-        for name, parameter in self.parameters.items():
-            for key in ("step", "exp_avg", "exp_avg_sq"):
-                value = tensors[f"optimizer.{key}.{name}"]
-                moved = value if key == "step" else value.to(parameter.device)
-                self.optimizer.state[parameter][key] = moved
-        self.best = {
-            name.removeprefix("best."): tensor
-            for name, tensor in tensors.items()
-            if name.startswith("best.")
-        }
-        self.history, self.offset, self.before = history, history.step, history.seconds
-        self.schedule.last_epoch = history.step
-        rates = [
-            base * rate(history.step)
-            for base, rate in zip(self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True)
-        ]
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
-        _log.info("Going on from step %d of %d.", history.step, self.settings.steps)

@@ -17,11 +17,12 @@ from ..models.generator import Generator
 from ..models.loading import end_ids
 from ..models.prefix_cache import PrefixCache
 from ..models.virtual_tokens import VirtualTokens, start_rows, template_hash
-from ..prompts import Prompt, abstains, without_citations
+from ..prompts import TEMPLATE_TOKENS, Prompt, abstains, without_citations
 from ..styles import PromptStyle
 from ..types import Example, Hit, Progress, Query, quiet
 from .draws import Draw, Draws
-from .loop import History, LoopSettings, train
+from .keeper import History, LoopSettings
+from .loop import train
 from .prompt_tuning import PromptTuningTrainee
 from .token_loss import TokenRow, TokenRows, TokenTrainee, collate, row_of
 
@@ -147,13 +148,6 @@ class TokenRun:
         ids = encoder.encode(self.prompt(example.query, hits))
         ends = end_ids(self.generator.model, self.generator.tokenizer)
         answer_ids = encoder.answer_ids(example.answers[answer], ends)
-        size = len(ids.ids) + tokens + len(answer_ids)
-        if size > self.generator.window:
-            raise DataError(
-                f"question {example.query.id!r}: its answer of {len(answer_ids)} tokens, its "
-                f"prompt and {tokens} virtual tokens take {size}; the model reads "
-                f"{self.generator.window}. Leave it out, or shorten the answer."
-            )
         return row_of(key, ids, tokens, answer_ids, self.placement)
 
     @cached_property
@@ -176,6 +170,27 @@ class TokenRun:
             total += float(trainee(**collate(part), num_items_in_batch=1)["loss"])
             count += labels
         return total / count
+
+
+def longest_answer(generator: Generator, examples: Sequence[Example], tokens: int) -> int:
+    """Return how many ids the longest answer takes, its end included.
+
+    Raises:
+        DataError: it leaves no room for a prompt in the generator's window.
+    """
+    ends = end_ids(generator.model, generator.tokenizer)
+    sizes = [
+        (max(len(generator.encoder.answer_ids(answer, ends)) for answer in e.answers), e.query.id)
+        for e in examples
+    ]
+    longest, question = max(sizes)
+    if longest + tokens + 2 * TEMPLATE_TOKENS > generator.window:
+        raise DataError(
+            f"question {question!r} has an answer of {longest} tokens; with {tokens} virtual "
+            f"tokens it leaves no room for a prompt in the {generator.window} that the model "
+            "reads. Leave the question out, or shorten its answer."
+        )
+    return longest
 
 
 @dataclass(frozen=True, slots=True)

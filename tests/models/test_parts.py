@@ -94,3 +94,15 @@ def test_batches_hold_everything_once_within_the_budget():
     found = list(batches(lengths, 120))
     assert sorted(place for batch in found for place in batch) == list(range(6))
     assert all(len(b) * max(lengths[i] for i in b) <= 120 or len(b) == 1 for b in found)
+
+
+def test_answers_are_labelled_exactly(generator):
+    """Byte-level BPE joins and splits at seams: ids are made apart, in training as in use."""
+    for chat in (True, False):
+        encoder = type(generator.encoder)(generator.tokenizer, chat)
+        for answer in ("1889", "Žižkov", "Tin", "naïve café", "  two  blanks", "3.14", "東京"):
+            ids = encoder.answer_ids(answer, [2])
+            assert ids[-1] == 2 and ids.count(2) == 1
+            text = generator.tokenizer.decode(ids[:-1])
+            assert text == (answer if chat else " " + answer)
+        assert encoder.answer_ids("<|im_end|>", [2]).count(2) == 1  # data ends no turn

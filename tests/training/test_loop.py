@@ -12,7 +12,8 @@ import torch
 from ragkit.errors import DataError, SettingsError
 from ragkit.models.prefix_cache import PrefixCache
 from ragkit.training.draws import Draws
-from ragkit.training.loop import LoopSettings, train
+from ragkit.training.keeper import LoopSettings
+from ragkit.training.loop import train
 from ragkit.training.token_loss import TokenRow, TokenRows, TokenTrainee, collate
 
 SETTINGS = LoopSettings(

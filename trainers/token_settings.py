@@ -1,0 +1,96 @@
+"""The settings of `ragkit-train virtual-tokens`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cyclopts import Parameter
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class TokenSettings:
+    """What is learnt, from what, and how."""
+
+    questions: Path
+    """Questions with answers, in any form that ragkit reads; SPRING's too."""
+    output: Path
+    """The folder for the virtual tokens."""
+    base: str = "SmolLM2-135M-Instruct"
+    """The generator that they are learnt for, by folder, GGUF file or name; a peft folder too."""
+    index: Path | None = None
+    """The index folder that passages are retrieved from."""
+    qrels: Path | None = None
+    """Train on the questions that these judge alone; nothing else of them is used."""
+    dev_questions: Path | None = None
+    """Questions to evaluate on; --questions if --dev-qrels are given, else some are held out."""
+    dev_qrels: Path | None = None
+    """Evaluate on the questions that these judge."""
+    limit: int | None = None
+    """Questions to train on, drawn at random; all if not given."""
+    dev_limit: int = 200
+    """Questions to evaluate on, drawn at random."""
+    tokens: int = 50
+    """Virtual tokens to learn."""
+    layout: Literal["auto", "chat", "plain"] = "auto"
+    """Whether the chat template is used; auto uses it if there is one."""
+    placement: Literal["middle", "front", "last", "prompt-tuning"] = "middle"
+    """Where tokens T stand beside passages R and question Q: [R,T,Q], [T,R,Q], [R,Q,T], or before
+    all, by peft's prompt tuning. All but the first are there to be compared with."""
+    prompt: str = "virtual-tokens"
+    """The prompt's wording."""
+    retriever: Literal["bm25", "dense", "hybrid"] | None = None
+    """What searches; hybrid if the index has both stores."""
+    encoder: str | None = None
+    """The encoder of the dense search; the one named in the index if not given."""
+    passages: str = "1-5"
+    """How many retrieved passages a prompt shows while training: drawn from this range. Evaluation
+    shows the most."""
+    shuffle: bool = False
+    """Show passages in a random order, not by their ranks; their keys and values are not kept."""
+    fixed: bool = False
+    """Use all tokens always, not the first k of a random k."""
+    objective: Literal["sample", "batch"] = "sample"
+    """Whether k is drawn for each sample or once for each batch."""
+    seeds: str = "0"
+    """Seeds, such as 0,1,2: each is learnt apart; the one with the least loss on dev is kept."""
+    epochs: float = 3.0
+    """Passes through the questions."""
+    steps: int | None = None
+    """Optimiser steps, in place of --epochs."""
+    batch: int = 8
+    """Questions in a step, over all processes and accumulated passes."""
+    micro_batch: int = 8
+    """Questions in one pass of one process."""
+    learning_rate: float = 5e-3
+    """The highest learning rate."""
+    schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
+    """The course of the learning rate."""
+    warmup: float = 0.1
+    """The share of steps in which the learning rate rises."""
+    clip: float = 1.0
+    """The largest norm of the gradient."""
+    evaluate_every: int = 50
+    """Steps between two evaluations, each followed by a checkpoint."""
+    start: Path | None = None
+    """Embeddings to start from: virtual tokens of ragkit, or SPRING's .pt file."""
+    prefix_cache: float = 2.0
+    """GB of keys and values of passages that are kept from one epoch to the next."""
+    prefix_cache_folder: Path | None = None
+    """Keep them in this folder and not in memory."""
+    context_tokens: int = 1024
+    """Tokens that the passages may take in a prompt."""
+    max_new_tokens: int = 32
+    """Tokens that an answer may take in the evaluation."""
+    token_counts: str = ""
+    """Evaluate with the first k tokens too, such as 0,1,5."""
+    report_to: str = ""
+    """Where training is reported to, by transformers' names, such as tensorboard."""
+    device: str | None = None
+    """Where the model runs: cpu, cuda, mps; the best one here if not given."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """The model's number format; the tokens are learnt in fp32 always."""
+    replace: bool = False
+    """Replace the output that is there."""
