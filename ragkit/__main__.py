@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter, validators
 
-from . import __version__, comparing, measuring
+from . import __version__, comparing, exporting, measuring
 from .assemble import RetrievalSettings, assemble
 from .console import parse_where, print_json, progress_bars, run, say
 from .measuring import READING, Reading, Where, filtered
@@ -21,7 +21,7 @@ app = App(
     version=__version__,
     help_format="plaintext",  # markdown costs a fifth of the time that --help takes
 )
-for command in (measuring.evaluate, comparing.compare, comparing.leaks):
+for command in (measuring.evaluate, comparing.compare, comparing.leaks, exporting.export):
     app.command(command)
 Retrieval = Annotated[RetrievalSettings, Parameter(name="*")]
 RETRIEVAL = RetrievalSettings()

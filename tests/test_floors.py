@@ -25,6 +25,7 @@ FLOORS = {
     **dict.fromkeys(("assemble", "langchain"), 5),
     "measuring": 6,
     "comparing": 6,
+    "exporting": 6,
     "__main__": 7,
 }
 PROGRAMS = {"indexers": 4, "trainers": 6}

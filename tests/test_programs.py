@@ -178,6 +178,12 @@ def test_search_shows_as_many_hits_as_are_asked_for(
             2,
             "-k",
         ),
+        (
+            ["export", "--base", "x", "--virtual-tokens", "KB", "--output", "o"],
+            1,
+            "holds no virtual tokens",
+        ),
+        (["export", "--base", "x", "--virtual-tokens", "t", "--output", "KB"], 2, "--replace"),
         (["frobnicate"], 2, "frobnicate"),
         (
             ["evaluate", "--index", "KB", "--questions", "none.jsonl", "--output", "r"],

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ..artefacts import read_json
 from ..errors import DataError, ModelError
@@ -43,6 +43,47 @@ def load_causal(name: str, device: str | None, precision: Precision) -> tuple[An
     except (OSError, ValueError, KeyError, DataError, SafetensorError) as error:
         raise ModelError(f"generator {name!r} cannot be loaded: {error}") from error
     return model.to(device), tokenizer
+
+
+def weights_dtype(name: str) -> torch.dtype:
+    """Return the type of a model's weights as they lie on disk: fp32, bf16 or fp16.
+
+    Raises:
+        ModelError: the model cannot be found.
+    """
+    try:
+        dtype = AutoConfig.from_pretrained(_base_of(resolve(name))[0]).dtype
+    except (OSError, ValueError, KeyError, DataError) as error:
+        raise ModelError(f"generator {name!r} cannot be loaded: {error}") from error
+    return dtype if dtype in (torch.bfloat16, torch.float16) else torch.float32
+
+
+def without_adapter(name: str, model: Any) -> Any:
+    """Return a model that `load_causal` gave for a name, its adapter merged into the weights.
+
+    The model that is given is used up, unless it has no adapter and is returned as it is.
+
+    Raises:
+        ModelError: a part of the adapter cannot be merged.
+    """
+    path, adapter = _base_of(resolve(name))
+    if adapter is None:
+        return model
+    for place, module in list(model.named_modules()):
+        parent, _, child = place.rpartition(".")
+        if hasattr(module, "base_layer"):
+            module.merge()
+            setattr(model.get_submodule(parent), child, module.get_base_layer())
+        elif hasattr(module, "modules_to_save"):
+            saved = module.modules_to_save[module.active_adapters[0]]
+            setattr(model.get_submodule(parent), child, saved)
+    with without_bars():  # a model that had an adapter is saved under the adapter's names
+        plain: Any = AutoModelForCausalLM.from_pretrained(path, dtype=model.dtype)
+    try:
+        plain.load_state_dict(model.state_dict(), assign=True)
+    except RuntimeError as error:
+        raise ModelError(f"the adapter {name!r} cannot be merged: {error}") from error
+    return plain
 
 
 def _base_of(path: str) -> tuple[str, str | None]:

@@ -70,7 +70,7 @@ class PromptEncoder:
             ModelError: the chat template leaves out a part of the prompt.
         """
         messages, data = _marked(prompt.messages)
-        pieces = _MARK.split(self._render(messages))
+        pieces = _MARK.split(self._render(messages)[0])
         context: list[int] = []
         ids: list[int] = [] if self.chat else self.start_ids()
         blank = ""  # models know words with the blank before them: it goes with the data
@@ -86,26 +86,55 @@ class PromptEncoder:
                 ids += self.data_ids(blank + part.text)
         return PromptIds(tuple(context), tuple(ids))
 
-    def _render(self, messages: list[dict[str, str]]) -> str:
-        if not self.chat:
-            return "\n\n".join(message["content"] for message in messages)
+    def text(self, prompt: Prompt, tokens: str, placement: str) -> str:
+        """Return a prompt as one string, with a spelling of virtual tokens in their place.
+
+        `start` is before the control tokens. Data is spelled as it is: a tokenizer that reads the
+        string obeys the control tokens in it.
+        """
+        messages, data = _marked(prompt.messages)
+        spelling = "" if placement == "start" else tokens
+        text = _spelled(self._render(messages)[0], data, spelling)
+        if placement != "start":
+            return text
+        start = "" if self.chat else self._tokenizer.decode(self.start_ids())
+        return tokens + start + text
+
+    def turns(self, prompt: Prompt, tokens: str) -> list[dict[str, str]]:
+        """Return a prompt as the chat template's messages, with a spelling of virtual tokens.
+
+        Messages of roles that the template does not take are said by the user.
+        """
+        messages, data = _marked(prompt.messages)
+        return [
+            {**message, "content": _spelled(message["content"], data, tokens)}
+            for message in self._render(messages)[1]
+        ]
+
+    def _render(self, messages: list[dict[str, str]]) -> tuple[str, list[dict[str, str]]]:
+        """Return messages as one string, and the messages that it was made of."""
         merged = "\n\n".join(message["content"] for message in messages)
+        if not self.chat:
+            return merged, messages
         marks = _MARK.findall(merged)
-        try:
-            rendered = self._apply_template(messages)
-        except TemplateError:  # this template refuses the system role
-            rendered = ""
-        if _MARK.findall(rendered) != marks:  # or leaves out what it says
-            rendered = self._apply_template([{"role": "user", "content": merged}])
+        rendered = self.render_turns(messages)
+        if _MARK.findall(rendered) != marks:  # the template refuses the system role, or drops it
+            messages = [{"role": "user", "content": merged}]
+            rendered = self.render_turns(messages)
         if _MARK.findall(rendered) != marks:
             raise ModelError("the tokenizer's chat template leaves out the user's words")
-        return rendered
+        return rendered, messages
 
-    def _apply_template(self, messages: list[dict[str, str]]) -> str:
-        rendered: str = self._tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
-        )
-        return rendered
+    def render_turns(self, messages: list[dict[str, str]]) -> str:
+        """Return what the chat template makes of messages; nothing where it refuses them."""
+        try:
+            return str(
+                self._tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=True
+                )
+            )
+        except TemplateError:
+            return ""
 
     def answer_ids(self, text: str, ends: Sequence[int]) -> list[int]:
         """Tokenise an answer as it follows a prompt, with the token that ends it.
@@ -156,6 +185,16 @@ def _marked(messages: Sequence[Message]) -> tuple[list[dict[str, str]], list[Par
             data.append(part)
     roles = [message.role for message in messages]
     return [{"role": r, "content": c} for r, c in zip(roles, contents, strict=True)], data
+
+
+def _spelled(marked: str, data: Sequence[Part | None], tokens: str) -> str:
+    """Return a text with the data behind its marks, and `tokens` where virtual tokens stand."""
+
+    def behind(mark: re.Match[str]) -> str:
+        part = data[int(mark[1])]
+        return tokens if part is None else part.text
+
+    return _MARK.sub(behind, marked)
 
 
 def until_stop(pieces: Iterable[str]) -> Iterator[str]:
