@@ -69,8 +69,8 @@ def results_of(
             for name, value in asdict(settings).items()
         },
         "prefixes": {
-            "tokens_read": run.prefixes.read_tokens,
-            "tokens_kept": run.prefixes.kept_tokens,
+            "tokens_read": run.prefixes.read_tokens if run.prefixes else 0,
+            "tokens_kept": run.prefixes.kept_tokens if run.prefixes else 0,
         },
         "examples": [
             {"question": example.query.text, "gold": list(example.answers)}

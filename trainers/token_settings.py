@@ -80,6 +80,9 @@ class TokenSettings:
     """GB of keys and values of passages that are kept from one epoch to the next."""
     prefix_cache_folder: Path | None = None
     """Keep them in this folder and not in memory."""
+    gradient_checkpointing: bool = False
+    """Keep no activations but read again on the way back, the passages too: less memory, for
+    --placement front, where nothing stands before the tokens. It takes the place of the cache."""
     context_tokens: int = 1024
     """Tokens that the passages may take in a prompt."""
     max_new_tokens: int = 32

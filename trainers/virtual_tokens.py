@@ -138,6 +138,9 @@ def token_run(
             else read_tensor_file(settings.start)
         )
     budget = 0 if settings.shuffle else int(settings.prefix_cache * _GB)
+    prefixes = None
+    if not settings.gradient_checkpointing:
+        prefixes = PrefixCache(generator.model, budget, settings.prefix_cache_folder)
     return TokenRun(
         generator,
         style,
@@ -147,7 +150,7 @@ def token_run(
         train,
         dev,
         passages,
-        PrefixCache(generator.model, budget, settings.prefix_cache_folder),
+        prefixes,
         start,
     )
 

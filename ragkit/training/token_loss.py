@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import Dataset
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..models.precision import pad
 from ..models.prefix_cache import PrefixCache
@@ -108,18 +109,25 @@ class TokenTrainee(torch.nn.Module):
     Args:
         model: a causal model; it is frozen.
         start: the embeddings to start from, float32 of shape [count, size].
-        prefixes: reads what stands before the tokens.
+        prefixes: reads what stands before the tokens; None reads all of a row with gradients, and
+            again on the way back (gradient checkpointing): less memory where little stands before.
     """
 
     accepts_loss_kwargs = True
 
-    def __init__(self, model: Any, start: torch.Tensor, prefixes: PrefixCache) -> None:
+    def __init__(self, model: Any, start: torch.Tensor, prefixes: PrefixCache | None) -> None:
         super().__init__()
+        model.eval()
+        if prefixes is None:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            for layer in model.modules():
+                if isinstance(layer, GradientCheckpointingLayer):
+                    layer.training = True  # this alone: what drops out in training stays still
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         self.tokens = torch.nn.Parameter(start.detach().float().clone().to(model.device))
         # Not as a submodule: what is trained, moved, wrapped and saved is the tokens alone.
-        self.frozen = (model.eval(), prefixes)
+        self.frozen = (model, prefixes)
 
     def forward(
         self,
@@ -140,8 +148,13 @@ class TokenTrainee(torch.nn.Module):
         suffixes = [
             [*range(first, first + row.tokens), *row.after, *row.answer[:-1]] for row in rows
         ]
+        cache = None
+        if prefixes is None:
+            pairs = zip(rows, suffixes, strict=True)
+            suffixes = [[*row.before, *suffix] for row, suffix in pairs]
+        else:
+            cache = prefixes.rows([row.key for row in rows], [row.before for row in rows])
         ids, mask = pad(suffixes, 0, left=True, device=device)
-        cache = prefixes.rows([row.key for row in rows], [row.before for row in rows])
         if cache is not None:
             _, before = pad([row.before for row in rows], 0, left=True, device=device)
             mask = torch.cat([before, mask], dim=1)

@@ -51,7 +51,7 @@ class TokenRun:
         count: how many virtual tokens are learnt.
         train, dev: what is learnt from, and what is evaluated while learning.
         passages: the least and the most that a prompt shows; in evaluation always the most.
-        prefixes: keeps what stands before the tokens.
+        prefixes: keeps what stands before the tokens; None takes gradient checkpointing instead.
         start: embeddings to start from in place of `start_rows`.
     """
 
@@ -63,7 +63,7 @@ class TokenRun:
     train: Retrieved
     dev: Retrieved
     passages: tuple[int, int]
-    prefixes: PrefixCache
+    prefixes: PrefixCache | None
     start: torch.Tensor | None = None
 
     def learn(

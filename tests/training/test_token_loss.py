@@ -52,6 +52,20 @@ def test_the_frozen_prefix_gives_the_loss_and_gradient_of_the_whole(tiny):
         torch.testing.assert_close(trainee.tokens.grad, gradient, atol=1e-5, rtol=0)
 
 
+def test_checkpointing_gives_the_same_gradient(tiny):
+    trainees = [TokenTrainee(tiny, start(), PrefixCache(tiny, 0))]
+    losses = [trainees[0](**collate(rows()))["loss"]]
+    losses[0].backward()
+    trainees.append(TokenTrainee(tiny, start(), None))
+    calls = []
+    tiny.model.layers[0].mlp.register_forward_hook(lambda *_: calls.append(1))
+    losses.append(trainees[1](**collate(rows()))["loss"])
+    losses[1].backward()
+    assert len(calls) == 2  # on the way back again
+    torch.testing.assert_close(*losses, atol=1e-5, rtol=0)
+    torch.testing.assert_close(*[t.tokens.grad for t in trainees], atol=1e-5, rtol=0)
+
+
 def test_a_batch_of_four_is_four_batches_of_one(tiny):
     trainee = TokenTrainee(tiny, start(), PrefixCache(tiny, 0))
     whole = trainee(**collate(rows()), num_items_in_batch=10)["loss"]
