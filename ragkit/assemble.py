@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_type_hints
 
@@ -68,10 +68,16 @@ class RetrievalSettings:
 class PipelineSettings(RetrievalSettings):
     """How documents are found and read."""
 
-    prompt: str = "ragkit"
-    """The prompt's wording: ragkit, flashrag or spring."""
-    layout: Literal["auto", "chat", "plain"] = "auto"
-    """Whether the generator's chat template is used."""
+    virtual_tokens: Path | None = None
+    """Virtual tokens, a folder that ragkit-train wrote: they stand in every prompt."""
+    use_tokens: int | None = None
+    """How many of the virtual tokens are used; all if not given, 0 for none."""
+    prompt: str | None = None
+    """The prompt's wording: ragkit, flashrag, spring or virtual-tokens; if not given, that of the
+    virtual tokens, without any ragkit."""
+    layout: Literal["auto", "chat", "plain"] | None = None
+    """Whether the generator's chat template is used; if not given, as the virtual tokens were
+    learnt, without any auto."""
     keep: int = 5
     """Hits that the reader is given; 0 answers without passages."""
     context_tokens: int = 2048
@@ -88,8 +94,8 @@ def load_pipeline(source: str | Path, **settings: Any) -> Pipeline:
     """Load a pipeline from an index folder, or from a TOML file of settings.
 
     Args:
-        source: an index folder, or a file that holds `PipelineSettings` (its `index` relative to
-            the file).
+        source: an index folder, or a file that holds `PipelineSettings` (its `index` and
+            `virtual_tokens` relative to the file).
         settings: `PipelineSettings` by name; they override the file's.
 
     Raises:
@@ -108,7 +114,8 @@ def load_pipeline(source: str | Path, **settings: Any) -> Pipeline:
         values = read_settings(source, kinds)
         if "index" not in values:
             raise SettingsError(f'{source}: names no index (index = "…")')
-        values["index"] = source.parent / values["index"]
+        for name in values.keys() & {"index", "virtual_tokens"}:
+            values[name] = source.parent / values[name]
     return assemble(PipelineSettings(**values | settings))
 
 
@@ -133,7 +140,7 @@ def assemble(
         raise SettingsError(f"keep must be at least 0, not {settings.keep}")
     index = index or open_index(settings)
     settings = resolved(settings, index)
-    load = _once(partial(load_generator, settings))
+    load = cache(partial(load_generator, settings))
     retriever = _retriever(settings, index)
     reranker = _reranker(settings, index, load)
     reader: Reader | None = None
@@ -251,6 +258,7 @@ def _reader(settings: PipelineSettings, generator: TextGenerator, progress: Prog
     return GeneratorReader(
         generator,
         style=settings.prompt,
+        use_tokens=settings.use_tokens,
         context_tokens=settings.context_tokens,
         max_new_tokens=settings.max_new_tokens,
         temperature=settings.temperature,
@@ -264,27 +272,25 @@ def load_generator(settings: RetrievalSettings) -> TextGenerator:
 
     Raises:
         ModelError: it cannot be found or loaded.
+        SettingsError: it is behind a server, and is to have virtual tokens.
     """
+    virtual_tokens = getattr(settings, "virtual_tokens", None)
     if settings.server is not None:
+        if virtual_tokens is not None:
+            raise SettingsError(
+                "a generator behind a server takes no virtual tokens: they are embeddings, and it "
+                "is sent text. Load the model here, without --server."
+            )
         from .models.server import ServerGenerator
 
         key = os.environ.get("RAGKIT_API_KEY", "none")
         return ServerGenerator(settings.server, settings.generator, api_key=key)
     from .models.generator import Generator
 
-    layout = settings.layout if isinstance(settings, PipelineSettings) else "auto"
     return Generator.load(
-        settings.generator, device=settings.device, precision=settings.precision, layout=layout
+        settings.generator,
+        device=settings.device,
+        precision=settings.precision,
+        layout=getattr(settings, "layout", None),
+        virtual_tokens=virtual_tokens,
     )
-
-
-def _once(load: Callable[[], TextGenerator]) -> Callable[[], TextGenerator]:
-    """Load at the first call, and give the same at the later ones."""
-    loaded: list[TextGenerator] = []
-
-    def get() -> TextGenerator:
-        if not loaded:
-            loaded.append(load())
-        return loaded[0]
-
-    return get

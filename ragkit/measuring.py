@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from cyclopts import Parameter
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Reading = Annotated[PipelineSettings, Parameter(name="*")]
 READING = PipelineSettings()
+Number = TypeVar("Number", int, float)
 Where = Annotated[list[str] | None, Parameter(negative="")]
 
 
@@ -45,6 +46,9 @@ class EvaluationSettings:
     noise: str = ""
     """Shares of distractors among the passages, such as 0,0.5,0.75,1; one gold passage reaches 0,
     0.5, 0.67, 0.75, 0.8 and so on."""
+    token_counts: str = ""
+    """Numbers of virtual tokens, such as 0,1,5,10,50: every context of --contexts (or else what was
+    retrieved) is read with each of them as well."""
     need: Literal["any", "all"] = "any"
     """Whether a question needs one relevant document or all (multi-hop)."""
     probes: Annotated[list[Path] | None, Parameter(negative="", consume_multiple=True)] = None
@@ -108,14 +112,15 @@ def _measure(
     settings: PipelineSettings, evaluation: EvaluationSettings, where: Sequence[str] | None
 ) -> Results:
     from .corpus import read_qrels
-    from .evaluation.contexts import check_contexts
+    from .evaluation.contexts import check_contexts, check_token_counts
     from .evaluation.runs import evaluate as measure
     from .readers import GeneratorReader
 
     if not evaluation.questions or not evaluation.output:
         raise SettingsError("evaluate needs --questions and --output, or --run and --qrels")
     contexts = _names(evaluation.contexts)
-    noise = [_share(share) for share in _names(evaluation.noise)]
+    noise = [_number(float, share, "--noise") for share in _names(evaluation.noise)]
+    counts = [_number(int, count, "--token-counts") for count in _names(evaluation.token_counts)]
     check_contexts(contexts, noise)
     qrels = read_qrels(evaluation.qrels) if evaluation.qrels else None
     examples = _examples(evaluation, qrels, where)
@@ -128,9 +133,12 @@ def _measure(
             read=evaluation.reader,
             progress=lambda done, total: progress("read", done, total),
         )
-        if isinstance(pipeline.reader, GeneratorReader):
+        check_token_counts(counts, pipeline.reader)
+        if isinstance(reader := pipeline.reader, GeneratorReader):
+            settings = replace(settings, prompt=reader.style.name)
+            most = max([reader.use_tokens, *counts])
             for example in examples:  # one too long for the generator is refused before any work
-                pipeline.reader.prompt(example.query, ())
+                reader.prompt(example.query, (), most)
         return measure(
             pipeline,
             examples,
@@ -139,6 +147,7 @@ def _measure(
             need=evaluation.need,
             contexts=contexts,
             noise=noise,
+            token_counts=counts,
             judge=_judge(settings, evaluation),
             probes=_probes(pipeline.reader, evaluation, progress),
             output=evaluation.output,
@@ -202,7 +211,12 @@ def _judge(settings: PipelineSettings, evaluation: EvaluationSettings) -> TextGe
             raise SettingsError("--judge-server needs --judge, the judge's name there")
         return None
     return load_generator(
-        replace(settings, generator=evaluation.judge, server=evaluation.judge_server)
+        replace(
+            settings,
+            generator=evaluation.judge,
+            server=evaluation.judge_server,
+            virtual_tokens=None,
+        )
     )
 
 
@@ -233,11 +247,12 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _share(text: str) -> float:
+def _number(kind: Callable[[str], Number], text: str, option: str) -> Number:
     try:
-        return float(text)
+        return kind(text)
     except ValueError:
-        raise SettingsError(f"--noise holds {text!r}, which is no number") from None
+        what = "whole number" if kind is int else "number"
+        raise SettingsError(f"{option} holds {text!r}, which is no {what}") from None
 
 
 def filtered(queries: Sequence[Query], conditions: Sequence[str] | None) -> list[Query]:

@@ -6,19 +6,16 @@ import logging
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .errors import SettingsError
-from .prompts import (
-    TEMPLATE_TOKENS,
-    Prompt,
-    abstains,
-    build_prompt,
-    citations,
-)
+from .prompts import TEMPLATE_TOKENS, Prompt, abstains, build_prompt, citations
 from .splitting import sentences
 from .styles import PromptStyle, style_named
 from .types import Answer, Hit, Query
+
+if TYPE_CHECKING:
+    from .models.virtual_tokens import VirtualTokens
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +30,10 @@ _FUNCTION_WORDS = frozenset(
 
 
 class TextGenerator(Protocol):
-    """What a reader needs of a generator; `Generator` and `ServerGenerator` of models are some."""
+    """What a reader needs of a generator; `Generator` and `ServerGenerator` of models are some.
+
+    One with `virtual_tokens` is told by a keyword of that name which of them stand in each prompt.
+    """
 
     @property
     def window(self) -> int:
@@ -68,7 +68,10 @@ class GeneratorReader:
 
     Args:
         generator: writes the answers.
-        style: the prompt's wording, by name (`ragkit`, `flashrag`, `spring`) or given.
+        style: the prompt's wording, by name (`ragkit`, `flashrag`, `spring`, `virtual-tokens`) or
+            given; None is that which the generator's virtual tokens were learnt with, or `ragkit`.
+        use_tokens: how many of the generator's virtual tokens stand in prompts, the first ones; 0
+            unplugs them, None uses all.
         context_tokens: the tokens that the passages may take.
         max_new_tokens: the tokens that an answer may take.
         temperature: 0 is greedy.
@@ -76,15 +79,17 @@ class GeneratorReader:
         progress: told how many answers are written, of how many.
 
     Raises:
-        SettingsError: an unknown style, numbers out of their range, or `max_new_tokens` that leave
-            no room for a prompt in the generator's window.
+        SettingsError: an unknown style, one that the virtual tokens were not learnt with, more
+            virtual tokens than there are, numbers out of their range, or `max_new_tokens` that
+            leave no room for a prompt in the generator's window.
     """
 
     def __init__(
         self,
         generator: TextGenerator,
         *,
-        style: str | PromptStyle = "ragkit",
+        style: str | PromptStyle | None = None,
+        use_tokens: int | None = None,
         context_tokens: int = 2048,
         max_new_tokens: int = 64,
         temperature: float = 0.0,
@@ -98,13 +103,17 @@ class GeneratorReader:
             )
         if not 0 <= seed < 2**63:
             raise SettingsError(f"seed must lie in 0…2^63-1, not at {seed}")
-        if max_new_tokens + TEMPLATE_TOKENS >= generator.window:
+        self._tokens: VirtualTokens | None = getattr(generator, "virtual_tokens", None)
+        self.use_tokens = 0 if self._tokens is None else len(self._tokens)
+        self.use_tokens = self._standing(use_tokens)
+        if max_new_tokens + TEMPLATE_TOKENS + self.use_tokens >= generator.window:
+            virtual = f", {self.use_tokens} virtual ones among them" if self.use_tokens else ""
             raise SettingsError(
                 f"max_new_tokens {max_new_tokens} leaves no room for a prompt: the generator reads "
-                f"and writes {generator.window} tokens together"
+                f"and writes {generator.window} tokens together{virtual}"
             )
         self.generator = generator
-        self.style = style_named(style) if isinstance(style, str) else style
+        self.style = _wording(style, self._tokens)
         self._context_tokens = context_tokens
         self._max_new_tokens = max_new_tokens
         self._temperature = temperature
@@ -112,48 +121,91 @@ class GeneratorReader:
         self._warned = False
         self.progress = progress
 
-    def read(self, queries: Sequence[Query], hits: Sequence[Sequence[Hit]]) -> list[Answer]:
+    def read(
+        self,
+        queries: Sequence[Query],
+        hits: Sequence[Sequence[Hit]],
+        use_tokens: int | Sequence[int] | None = None,
+    ) -> list[Answer]:
         """Answer each query from its hits.
+
+        Args:
+            queries: the questions.
+            hits: the hits of each.
+            use_tokens: how many virtual tokens stand in the prompts, or in each one's; as many as
+                the reader uses if None. All prompts have room for as many as the most have, so that
+                they show the same passages.
 
         Raises:
             DataError: a question that does not fit into the generator's window.
+            SettingsError: more virtual tokens than there are, or not one number a query.
         """
         pairs = list(zip(queries, hits, strict=True))
-        prompts = [self.prompt(query, found) for query, found in pairs]
+        if use_tokens is None or isinstance(use_tokens, int):
+            use_tokens = [self._standing(use_tokens)] * len(pairs)
+        if len(use_tokens) != len(pairs):
+            raise SettingsError(
+                f"{len(use_tokens)} numbers of virtual tokens are given for {len(pairs)} queries"
+            )
+        counts = [self._standing(count) for count in use_tokens]
+        prompts = [self.prompt(query, found, max(counts)) for query, found in pairs]
         texts = self.generator.generate(
             prompts,
             max_new_tokens=self._max_new_tokens,
             temperature=self._temperature,
             seed=self._seed,
             progress=lambda done: self.progress(done, len(prompts)),
+            **self._plugged(counts),
         )
         return [
-            self._answer(query, found, prompt, text)
-            for (query, found), prompt, text in zip(pairs, prompts, texts, strict=True)
+            self._answer(*pair, prompt, text, count)
+            for pair, prompt, text, count in zip(pairs, prompts, texts, counts, strict=True)
         ]
 
-    def stream(self, query: Query, hits: Sequence[Hit], write: Callable[[str], object]) -> Answer:
-        """Answer one query, handing each piece of text to `write` as it comes."""
-        prompt = self.prompt(query, hits)
+    def stream(
+        self,
+        query: Query,
+        hits: Sequence[Hit],
+        write: Callable[[str], object],
+        use_tokens: int | None = None,
+    ) -> Answer:
+        """Answer one query, handing each piece of text to `write` as it comes.
+
+        Raises:
+            DataError: as `read` does.
+            SettingsError: as `read` does.
+        """
+        count = self._standing(use_tokens)
+        prompt = self.prompt(query, hits, count)
         pieces = []
         for piece in self.generator.stream(
             prompt,
             max_new_tokens=self._max_new_tokens,
             temperature=self._temperature,
             seed=self._seed,
+            **self._plugged([count]),
         ):
             pieces.append(piece)
             write(piece)
-        return self._answer(query, hits, prompt, "".join(pieces).strip())
+        return self._answer(query, hits, prompt, "".join(pieces).strip(), count)
 
-    def prompt(self, query: Query, hits: Sequence[Hit]) -> Prompt:
-        """Return the prompt for a query and its hits, packed to the budget."""
+    def prompt(self, query: Query, hits: Sequence[Hit], use_tokens: int | None = None) -> Prompt:
+        """Return the prompt for a query and its hits, packed to the budget.
+
+        The window keeps room for `use_tokens` virtual tokens; for as many as the reader uses if
+        None.
+
+        Raises:
+            DataError: as `read` does.
+            SettingsError: as `read` does.
+        """
+        virtual = self._standing(use_tokens)
         prompt = build_prompt(
             self.style,
             query.text,
             hits,
             budget=self._context_tokens,
-            window=self.generator.window - self._max_new_tokens - TEMPLATE_TOKENS,
+            window=self.generator.window - self._max_new_tokens - TEMPLATE_TOKENS - virtual,
             count=self.generator.count,
             sentences=sentences,
         )
@@ -168,7 +220,29 @@ class GeneratorReader:
             )
         return prompt
 
-    def _answer(self, query: Query, hits: Sequence[Hit], prompt: Prompt, text: str) -> Answer:
+    def _standing(self, count: int | None) -> int:
+        """Return how many virtual tokens stand in a prompt: the reader's own number if None."""
+        if count is None:
+            return self.use_tokens
+        if self._tokens is not None:
+            return len(self._tokens.first(count))
+        if count:
+            raise SettingsError(
+                f"{count} virtual tokens are asked for, and the generator has none plugged in: "
+                "load it with virtual_tokens, on the command line --virtual-tokens FOLDER"
+            )
+        return 0
+
+    def _plugged(self, counts: Sequence[int]) -> dict[str, Any]:
+        """Return what tells a generator its prompts' virtual tokens; nothing if it has none."""
+        if self._tokens is None:
+            return {}
+        plugged = {count: self._tokens.first(count) for count in set(counts)}
+        return {"virtual_tokens": [plugged[count] for count in counts]}
+
+    def _answer(
+        self, query: Query, hits: Sequence[Hit], prompt: Prompt, text: str, virtual: int
+    ) -> Answer:
         shown, abstained = tuple(hits[place] for place in prompt.shown), abstains(text)
         cited = citations(text, len(shown))
         support = () if cited or abstained else attribute(text, query.text, shown)
@@ -180,10 +254,29 @@ class GeneratorReader:
             citations=cited or support,
             attributed=bool(support),
             abstained=abstained,
-            prompt_tokens=self.generator.count(prompt.text),
+            prompt_tokens=self.generator.count(prompt.text) + virtual,
             answer_tokens=self.generator.count(text),
             cut=prompt.cut,
         )
+
+
+def _wording(style: str | PromptStyle | None, tokens: VirtualTokens | None) -> PromptStyle:
+    """Return the style that is asked for, or that of virtual tokens, which serve in no other.
+
+    Raises:
+        SettingsError: it is unknown, or the virtual tokens were learnt with another.
+    """
+    if style is None:
+        return style_named("ragkit") if tokens is None else tokens.style
+    asked = style_named(style) if isinstance(style, str) else style
+    if tokens is None:
+        return asked
+    if tokens.style not in (asked, asked.placing(tokens.placement)):
+        raise SettingsError(
+            f"prompt style {asked.name!r} is not the wording that the virtual tokens were learnt "
+            f"with, which is {tokens.style.name!r}: leave the style out, and theirs is used"
+        )
+    return tokens.style
 
 
 def attribute(text: str, question: str, hits: Sequence[Hit]) -> tuple[int, ...]:

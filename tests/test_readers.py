@@ -6,8 +6,10 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
 
 from ragkit.errors import DataError, SettingsError
+from ragkit.models import VirtualTokens
 from ragkit.readers import GeneratorReader, attribute
 from ragkit.styles import STYLES
 from ragkit.types import Answer, Document, Hit, Query, Reader
@@ -183,3 +185,108 @@ def test_passages_that_never_fit_are_told_once(caplog):
 def test_queries_and_hits_go_together():
     with pytest.raises(ValueError, match="zip"):
         GeneratorReader(Says("x")).read([QUERY], [])
+
+
+# Virtual tokens
+
+
+class Plugged(Says):
+    """A generator with virtual tokens: it keeps how many stand in each prompt."""
+
+    def __init__(self, *texts, placement="middle", count=6, **options):
+        super().__init__(*texts, **options)
+        style = STYLES["virtual-tokens"].placing(placement)
+        rows = torch.arange(2.0 * count).reshape(count, 2)
+        self.virtual_tokens = VirtualTokens(rows, "b", "h", "plain", placement, style, "t")
+        self.stood = []
+
+    def generate(self, prompts, *, virtual_tokens, **options):
+        self.stood.append(list(map(len, virtual_tokens)))
+        for tokens in virtual_tokens:
+            assert torch.equal(tokens.embeddings, self.virtual_tokens.embeddings[: len(tokens)])
+        return super().generate(prompts, **options)
+
+    def stream(self, prompt, *, virtual_tokens, **options):
+        self.stood.append(list(map(len, virtual_tokens)))
+        return super().stream(prompt, **options)
+
+
+@pytest.mark.parametrize("placement", ["middle", "front", "last", "start"])
+def test_the_wording_is_that_of_the_virtual_tokens(placement):
+    generator = Plugged("x", placement=placement)
+    style = generator.virtual_tokens.style
+    for asked in (None, "virtual-tokens", STYLES["virtual-tokens"], style):
+        assert GeneratorReader(generator, style=asked).style == style
+    for asked in ("spring", replace(STYLES["virtual-tokens"], between=" ")):
+        with pytest.raises(SettingsError, match=r"is not the wording.*'virtual-tokens': leave"):
+            GeneratorReader(generator, style=asked)
+    assert GeneratorReader(Says("x")).style is STYLES["ragkit"]
+    assert GeneratorReader(Says("x"), style="virtual-tokens").style is STYLES["virtual-tokens"]
+
+
+def test_virtual_tokens_are_counted_by_reader_call_and_query():
+    generator = Plugged("a", "b", "c")
+    queries, hits = [replace(QUERY, id=str(n)) for n in range(3)], [HITS] * 3
+    whole = GeneratorReader(generator)
+    some = GeneratorReader(generator, use_tokens=4)
+    off = GeneratorReader(generator, use_tokens=0)
+    assert (whole.use_tokens, some.use_tokens, off.use_tokens) == (6, 4, 0)
+    bare = off.read(queries, hits)
+    full = whole.read(queries, hits)
+    for reader in (some, off):
+        assert reader.read(queries, hits, use_tokens=6) == full
+    assert whole.read(queries, hits, 0) == bare
+    some.read(queries, hits)
+    mixed = some.read(queries, hits, [0, 6, 1])
+    assert generator.stood == [
+        [0, 0, 0], [6, 6, 6], [6, 6, 6], [6, 6, 6], [0, 0, 0], [4, 4, 4], [0, 6, 1],
+    ]  # fmt: skip
+    assert [answer.prompt for answer in mixed] == [answer.prompt for answer in bare]
+    spent = [a.prompt_tokens - b.prompt_tokens for a, b in zip(mixed, bare, strict=True)]
+    assert spent == [0, 6, 1]
+    pieces = []
+    assert some.stream(queries[1], HITS, pieces.append, 6).prompt == mixed[1].prompt
+    some.stream(queries[1], HITS, pieces.append)
+    assert generator.stood[-2:] == [[6], [4]]
+    assert some.read([], []) == []
+
+
+def test_the_window_has_room_for_virtual_tokens():
+    def read(use_tokens, call, window):
+        generator = Plugged("x", "x", window=64 + 9 + window)
+        reader = GeneratorReader(generator, max_new_tokens=9, use_tokens=use_tokens)
+        return {answer.prompt for answer in reader.read([QUERY] * 2, [HITS] * 2, call)}
+
+    def bare(window):
+        says = Says("x", window=64 + 9 + window)
+        reader = GeneratorReader(says, style="virtual-tokens", max_new_tokens=9)
+        return {reader.read([QUERY], [HITS])[0].prompt}
+
+    assert len(set().union(*map(bare, range(15, 40)))) > 3
+    for window in range(21, 40):
+        assert read(0, None, window) == read(6, 0, window) == bare(window)
+        assert read(6, None, window) == read(0, 6, window) == bare(window - 6)
+        assert read(0, [0, 6], window) == bare(window - 6)  # all of a call show the same
+    with pytest.raises(SettingsError, match=r"no room.* reads and writes 74 .*, 6 virtual ones"):
+        GeneratorReader(Plugged(window=74), max_new_tokens=4)
+    GeneratorReader(Plugged(window=74), max_new_tokens=4, use_tokens=5)
+
+
+def test_virtual_tokens_that_are_not_there():
+    for generator, message in ((Says("x"), "has none plugged in"), (Plugged("x"), "these are 6")):
+        reader = GeneratorReader(generator)
+        for count in (-1, 7):
+            with pytest.raises(SettingsError, match=f"{count} virtual tokens.*{message}"):
+                GeneratorReader(generator, use_tokens=count)
+            for ask in (
+                lambda reader, count: reader.read([QUERY], [HITS], count),
+                lambda reader, count: reader.read([QUERY], [HITS], [count]),
+                lambda reader, count: reader.stream(QUERY, HITS, print, count),
+            ):
+                with pytest.raises(SettingsError, match=message):
+                    ask(reader, count)
+        with pytest.raises(SettingsError, match=r"1 numbers of virtual tokens .* for 2 queries"):
+            reader.read([QUERY] * 2, [HITS] * 2, [0])
+        assert not generator.asked
+    plain = GeneratorReader(Says("x"), use_tokens=0)
+    assert plain.read([QUERY], [HITS], 0) == plain.read([QUERY], [HITS])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from ..errors import SettingsError
 from ..types import Answer, Hit
@@ -37,6 +38,48 @@ def check_contexts(contexts: Sequence[str], noise: Sequence[float]) -> None:
             f"some shares of distractors have the same name, such as {noise_name(twice[0])!r}: ask "
             f"for one of each among {twice}"
         )
+
+
+def tokens_of(reader: object) -> Any:
+    """Return the virtual tokens of which a reader can be told how many to use; None if none."""
+    generator = getattr(reader, "generator", None) if hasattr(reader, "use_tokens") else None
+    return getattr(generator, "virtual_tokens", None)
+
+
+def check_token_counts(counts: Sequence[int], reader: object) -> None:
+    """Refuse numbers of virtual tokens that a reader cannot use, or that are asked for twice.
+
+    Raises:
+        SettingsError: naming them.
+    """
+    tokens = tokens_of(reader)
+    if counts and tokens is None:
+        raise SettingsError(
+            f"token counts {list(counts)} are asked for, and no reader here has virtual tokens: "
+            "give its generator some (--virtual-tokens FOLDER)"
+        )
+    if wrong := [count for count in counts if not 0 <= count <= len(tokens)]:
+        raise SettingsError(
+            f"there are {len(tokens)} virtual tokens: a token count lies between 0 and that, not "
+            f"at {wrong}"
+        )
+    if len(set(counts)) < len(counts):
+        raise SettingsError(f"some token counts are asked for twice: {list(counts)}")
+
+
+def with_tokens(context: str, count: int) -> str:
+    """Name a context that is read with so many virtual tokens."""
+    return f"{context} with {count} token{'' if count == 1 else 's'}"
+
+
+def describe_tokens(reader: object) -> dict[str, Any]:
+    """Return the setting `virtual_tokens` that tells of a reader's; nothing if it has none."""
+    tokens = tokens_of(reader)
+    if tokens is None:
+        return {}
+    told = {name: getattr(tokens, name) for name in ("layout", "placement")}
+    used = getattr(reader, "use_tokens", None)
+    return {"virtual_tokens": {**tokens.to_json(), **told, "used": used}}
 
 
 def build_contexts(

@@ -142,6 +142,8 @@ def _facts(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             value = absent.get(name)
         if value is not None:
             yield name, str(value)
+    if (used := _at(settings, "virtual_tokens", "used")) is not None:
+        yield "virtual tokens", f"{used} of {_at(settings, 'virtual_tokens', 'count')}"
 
 
 def _at(value: Any, *names: str) -> Any:

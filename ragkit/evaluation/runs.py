@@ -21,7 +21,7 @@ from ..artefacts import new_folder, to_json
 from ..errors import DataError, SettingsError
 from ..pipeline import Pipeline
 from ..types import Example, Progress, Qrels, Query, Run, quiet
-from .contexts import check_contexts
+from .contexts import describe_tokens
 from .evidence import Corpus, Evidence, Need
 from .folder import MARK, Passages, write_folder, write_probes
 from .gold import gold_of, sample, warn_of_mixed_ids
@@ -46,6 +46,7 @@ def evaluate(
     need: Need = "any",
     contexts: Sequence[str] = (),
     noise: Sequence[float] = (),
+    token_counts: Sequence[int] = (),
     judge: JudgeGenerator | None = None,
     probes: Sequence[ProbeScores] = (),
     output: str | Path | None = None,
@@ -57,10 +58,9 @@ def evaluate(
     """Run a pipeline over questions and score what it retrieves and, if it has a reader, answers.
 
     Retrieval is scored by trec_eval's measures over the questions that the qrels judge, in the
-    order in which the pipeline ranks (see `strictly_decreasing`); documents that were split off
-    longer ones count as those where the qrels judge whole documents (see `judged_run`). Questions
-    with answers but without qrels are scored by answer@k: a hit's text contains an answer.
-    Answers are scored without their `[n]` citation marks. Every mean has a 95 % interval.
+    pipeline's order (see `strictly_decreasing`); pieces of documents count as these where the qrels
+    judge whole ones (see `judged_run`). Questions with answers but no qrels are scored by answer@k:
+    a hit's text contains an answer. Answers lose their `[n]` marks. Means have 95 % intervals.
 
     Args:
         pipeline: what is measured.
@@ -72,6 +72,7 @@ def evaluate(
         need: whether one relevant document is enough for a question, or all are needed.
         contexts: what else the reader is given, by names of `contexts.CONTEXTS`.
         noise: the shares of distractors of a noise sweep, 0 to 1; see `contexts.noise_sizes`.
+        token_counts: with which numbers of virtual tokens `contexts`, or `retrieved`, are read too.
         probes: what `run_probe` gave for the reader's model, to be kept with the run.
         judge: a generator that judges whether answers are correct and rest on what was shown.
         output: the run folder to write: whole, or not at all.
@@ -83,20 +84,19 @@ def evaluate(
     Raises:
         DataError: as `gold_of` does, or if a hit's score is not a finite number.
         SettingsError: `output` exists and `replace` is false, a k is not a positive integer, the
-            seed is negative, an unknown context, or two shares of one name.
+            seed is negative, or as `check_contexts` and `check_token_counts` do.
     """
     check_ks(ks)
     if seed < 0:
         raise SettingsError(f"seed must be at least 0, not {seed}")
-    check_contexts(contexts, noise)
     ks = [k for k in ks if k <= pipeline.depth]
     used = dict(settings or {}) | {"ks": ks, "need": need, "seed": seed}
+    used |= describe_tokens(pipeline.reader)
     to_json(used)
     gold = gold_of(examples, qrels, (lambda name: bool(corpus.pieces(name))) if corpus else None)
     evidence = Evidence(gold, need)
-    task = Task(
-        pipeline, examples, gold, evidence, corpus, contexts, noise, seed, progress or quiet
-    )
+    varied = contexts, noise, token_counts
+    task = Task(pipeline, examples, gold, evidence, corpus, *varied, seed, progress or quiet)
     with _output(output, replace) as (folder, passages):
         record = task.retrieve(passages)
         record.run = strictly_decreasing(judged_run(record.found, gold.qrels, record.parents))

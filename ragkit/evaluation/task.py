@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import TypeAlias
 
 from ..errors import DataError
 from ..pipeline import Pipeline
@@ -15,7 +16,14 @@ from ..prompts import without_citations
 from ..splitting import parent_of
 from ..types import Answer, Document, Example, Hit, Progress, Query
 from .answers import answer_rank
-from .contexts import build_contexts, noise_name, why_not_swept
+from .contexts import (
+    build_contexts,
+    check_contexts,
+    check_token_counts,
+    noise_name,
+    why_not_swept,
+    with_tokens,
+)
 from .costs import Meter
 from .evidence import Corpus, Evidence, gold_passages
 from .folder import Passages
@@ -25,6 +33,9 @@ from .judge import judge as judge_answers
 from .metrics import check_scores
 from .scoring import Record
 from .stages import Trace
+
+Asked: TypeAlias = tuple[str, str, Sequence[Hit]]
+"""A question's id, the context in which it is asked, and the hits that it is asked with."""
 
 _log = logging.getLogger(__name__)
 
@@ -43,11 +54,21 @@ class Task:
     corpus: Corpus | None
     contexts: Sequence[str]
     noise: Sequence[float]
+    token_counts: Sequence[int]
     seed: int
     progress: Progress
     meter: Meter = field(default_factory=Meter)
     kept: dict[str, Sequence[Hit]] = field(default_factory=dict)
     distractors: dict[str, list[Hit]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse contexts that are unknown, and token counts that the reader cannot use.
+
+        Raises:
+            SettingsError: as `check_contexts` and `check_token_counts` do.
+        """
+        check_contexts(self.contexts, self.noise)
+        check_token_counts(self.token_counts, self.pipeline.reader)
 
     @property
     def _distractors_wanted(self) -> int:
@@ -123,18 +144,22 @@ class Task:
         if reader is None:
             return
         queries = {example.query.id: example.query for example in self.examples}
-        asked = [(query, "retrieved", hits) for query, hits in self.kept.items()]
+        asked: list[Asked] = [(query, "retrieved", hits) for query, hits in self.kept.items()]
         asked += self._other_contexts(record)
+        asked, counts = self._by_token_counts(asked)
+        options = {"use_tokens": counts} if self.token_counts else {}
         self.progress("read", 0, len(asked))
         with self.meter.stage("read") as cost:
             read = reader.read(
-                [queries[query] for query, *_ in asked], [hits for *_, hits in asked]
+                [queries[query] for query, *_ in asked],
+                [hits for *_, hits in asked],
+                **options,
             )
         cost.prompts = len(asked)
         cost.prompt_tokens = sum(answer.prompt_tokens for answer in read)
         cost.answer_tokens = sum(answer.answer_tokens for answer in read)
         self.progress("read", len(asked), len(asked))
-        under: dict[str, dict[str, Answer]] = {name: {} for name in self.contexts}
+        under: dict[str, dict[str, Answer]] = {name: {} for name in self._names}
         for (query, name, _), answer in zip(asked, read, strict=True):
             if answer.query.id != query:
                 raise DataError(
@@ -146,6 +171,30 @@ class Task:
             passages.add(hit.document for hit in answer.hits)
         record.answers = dict(zip(queries, read, strict=False))
         record.contexts = {name: answers for name, answers in under.items() if answers}
+
+    @property
+    def _names(self) -> list[str]:
+        """The contexts that are asked for by name, each before itself with virtual tokens."""
+        return [
+            name
+            for context in self.contexts or ("retrieved",)
+            for name in (context, *(with_tokens(context, k) for k in self.token_counts))
+        ]
+
+    def _by_token_counts(self, asked: Sequence[Asked]) -> tuple[list[Asked], list[int]]:
+        """Ask contexts once more with each number of virtual tokens; return those numbers too."""
+        counted = self.contexts or ("retrieved",)
+        more = [
+            (query, name, hits, count)
+            for query, name, hits in asked
+            if name in counted
+            for count in self.token_counts
+        ]
+        usual = getattr(self.pipeline.reader, "use_tokens", 0)
+        return (
+            [*asked, *((query, with_tokens(name, k), hits) for query, name, hits, k in more)],
+            [usual] * len(asked) + [count for *_, count in more],
+        )
 
     def judge(self, record: Record, generator: JudgeGenerator) -> None:
         """Have the answers judged: against gold answers, and against the passages shown."""
@@ -167,11 +216,11 @@ class Task:
             cost.prompts = (cost.prompts or 0) + len(items)
             record.verdicts[rubric.name] = dict(zip(asked, verdicts, strict=True))
 
-    def _other_contexts(self, record: Record) -> list[tuple[str, str, Sequence[Hit]]]:
+    def _other_contexts(self, record: Record) -> list[Asked]:
         """Return question, name and hits of the contexts; note what the noise sweep leaves out."""
         if not (self.contexts or self.noise):
             return []
-        asked: list[tuple[str, str, Sequence[Hit]]] = []
+        asked: list[Asked] = []
         left_out: dict[str, str] = {}
         for example in self.examples:
             query, keep = example.query.id, self.pipeline.keep

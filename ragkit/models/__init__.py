@@ -10,15 +10,17 @@ if TYPE_CHECKING:
     from .cross_encoder import CrossEncoder
     from .generator import Generator
     from .server import ServerGenerator
+    from .virtual_tokens import VirtualTokens
 
 _HOMES = {
     "BiEncoder": "bi_encoder",
     "CrossEncoder": "cross_encoder",
     "Generator": "generator",
     "ServerGenerator": "server",
+    "VirtualTokens": "virtual_tokens",
 }
 
-__all__ = ["BiEncoder", "CrossEncoder", "Generator", "ServerGenerator"]
+__all__ = ["BiEncoder", "CrossEncoder", "Generator", "ServerGenerator", "VirtualTokens"]
 
 
 def __getattr__(name: str) -> Any:

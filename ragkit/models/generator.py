@@ -127,26 +127,20 @@ class Generator:
         encoded, table = self._rows(prompts, virtual_tokens, max_new_tokens)
         if temperature > 0:
             torch.manual_seed(seed)
-        texts, done = [""] * len(prompts), 0
+        texts: dict[int, str] = {}
         budget, alike = self._batch_tokens, temperature == 0
+        batches = generation_batches(self.model, encoded, budget, max_new_tokens, alike=alike)
         with spliced(self.model, table):
-            for batch, rows, cache in generation_batches(
-                self.model, encoded, budget, max_new_tokens, alike=alike
-            ):
+            for batch, rows, cache in batches:
                 inputs, read = self._inputs(rows)
                 width = inputs["input_ids"].shape[1]
+                options = inputs | self._options(width, max_new_tokens, temperature)
                 with spliced(self.model, table, first=read):
-                    output = self.model.generate(
-                        **inputs,
-                        past_key_values=cache,
-                        **self._options(width, max_new_tokens, temperature),
-                    )
+                    output = self.model.generate(**options, past_key_values=cache)
                 for places, text in zip(batch, self._decode(output[:, width:]), strict=True):
-                    for place in places:
-                        texts[place] = text
-                    done += len(places)
-                progress(done)
-        return texts
+                    texts |= dict.fromkeys(places, text)
+                progress(len(texts))
+        return [texts[place] for place in range(len(prompts))]
 
     def stream(
         self,
@@ -160,8 +154,7 @@ class Generator:
         """Yield an answer's text piece by piece.
 
         Raises:
-            ModelError: as `generate` does.
-            SettingsError: as `generate` does.
+            ModelError, SettingsError: as `generate` does.
         """
         rows, table = self._rows([prompt], virtual_tokens, max_new_tokens)
         if temperature > 0:
@@ -289,8 +282,7 @@ class Generator:
             "eos_token_id": self._ends,
             "pad_token_id": self._ends[0],
         }
-        if temperature > 0:
-            options["temperature"] = temperature
+        options |= {"temperature": temperature} if temperature > 0 else {}
         if not self.encoder.chat:
             options["stopping_criteria"] = [partial(self._plain_ends, width)]
         return options

@@ -494,6 +494,95 @@ def test_contexts_are_read_in_one_call_and_kept_by_question(tmp_path):
     assert sorted(json.loads(line)["id"] for line in passages) == ["l", "m#0", "m#1", "p"]
 
 
+class Tokens:
+    """Two virtual tokens, as far as an evaluation asks."""
+
+    layout, placement = "plain", "middle"
+
+    def __len__(self):
+        return 2
+
+    def to_json(self):
+        return {"base": "b", "count": 2, "hash": "h"}
+
+
+class Plugged(Teller):
+    """A reader whose generator has virtual tokens: with all of them it is always right."""
+
+    use_tokens = 1
+
+    def __init__(self, said):
+        super().__init__(said)
+        self.calls = []
+        self.right = {"q1": "Paris", "q2": "two", "q3": "Unknown"}
+        self.generator = type("Model", (), {"virtual_tokens": Tokens()})()
+
+    def read(self, queries, hits, use_tokens=None):
+        self.calls.append(use_tokens)
+        counts = [self.use_tokens] * len(queries) if use_tokens is None else use_tokens
+        return [
+            Teller(self.right if count == 2 else self.said).read([query], [found])[0]
+            for query, found, count in zip(queries, hits, counts, strict=True)
+        ]
+
+
+def counted(reader, **options):
+    examples = [example("q1", "Paris"), example("q2", "two", "moons"), example("q3")]
+    pipeline = Pipeline(Finder(FOUND), None, reader, keep=2)
+    qrels = {"q1": {"p": 1}, "q2": {"m": 1}}
+    return evaluate(pipeline, examples, qrels=qrels, corpus=Shelf(), **options)
+
+
+def test_token_counts_are_rows_of_the_contexts_table_read_in_the_same_call(tmp_path):
+    reader = Plugged(SAID)
+    results = counted(reader, token_counts=(0, 2), output=tmp_path / "run")
+    assert reader.calls == [[1, 1, 1] + [0, 2] * 3]
+    assert list(results.contexts) == ["retrieved with 0 tokens", "retrieved with 2 tokens"]
+    assert results.answers["EM"].mean == results.contexts["retrieved with 0 tokens"]["EM"].mean
+    assert means(results.contexts["retrieved with 2 tokens"])["EM"] == (1.0, 3)
+    assert results.costs["read"].prompts == 9
+    kept = read_json(tmp_path / "run" / "settings.json")
+    assert kept["virtual_tokens"] == {
+        "base": "b", "count": 2, "hash": "h", "layout": "plain", "placement": "middle", "used": 1,
+    }  # fmt: skip
+    rows = [json.loads(row) for row in (tmp_path / "run/answers.jsonl").read_text().splitlines()]
+    assert rows[1]["answer"] == "Two moons [1][2]"
+    assert rows[1]["contexts"]["retrieved with 2 tokens"]["answer"] == "two"
+    page = (tmp_path / "run/report.html").read_text()
+    assert "retrieved with 2 tokens" in page and "1 of 2" in page
+
+
+def test_each_context_is_read_with_each_token_count():
+    reader = Plugged(SAID)
+    contexts = ["gold", "none"]
+    results = counted(reader, contexts=contexts, noise=[1.0], token_counts=[1, 0])
+    # q1 and q2 have gold passages and distractors for the noise, which is read once.
+    assert reader.calls == [[1] * 3 + [1, 1, 1] * 2 + [1] + [1, 0] * 5]
+    assert list(results.contexts) == [
+        "gold", "gold with 1 token", "gold with 0 tokens",
+        "none", "none with 1 token", "none with 0 tokens", "noise 100 %",
+    ]  # fmt: skip
+    plain = Plugged(SAID)
+    found = counted(plain, contexts=contexts, noise=[1.0])
+    assert plain.calls == [None]  # a reader that knows no numbers of tokens serves as well
+    assert found.contexts == {name: results.contexts[name] for name in found.contexts}
+
+
+@pytest.mark.parametrize(
+    ("reader", "counts", "message"),
+    [
+        (Plugged(SAID), [0, 3, -1], r"there are 2 virtual tokens: .* not at \[3, -1\]"),
+        (Plugged(SAID), [1, 0, 1], r"asked for twice: \[1, 0, 1\]"),
+        (Teller(SAID), [0], r"\[0\] are asked for, and no reader here has virtual tokens"),
+        (None, [0], "no reader here has virtual tokens"),
+    ],
+)
+def test_token_counts_that_cannot_be(tmp_path, reader, counts, message):
+    with pytest.raises(SettingsError, match=message):
+        counted(reader, token_counts=counts, output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_questions_without_a_noise_sweep_are_counted_and_listed(caplog):
     found = everything(noise=[0.0, 0.5])
     assert found.contexts["noise 50 %"]["F1"].n == 2

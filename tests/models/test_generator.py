@@ -232,7 +232,9 @@ def test_a_seed_repeats_a_sample(generator):
 def test_a_prompt_must_fit_into_the_window(generator):
     prompt = ask("Why?")
     fits = generator.window - len(generator.encoder.encode(prompt).ids)
-    generator._check_length(generator.window - fits, fits)
+    pieces = generator.stream(prompt, max_new_tokens=fits)
+    assert next(pieces) is not None
+    pieces.close()
     with pytest.raises(ModelError, match=rf"and {fits + 1} new ones do not fit into the 8192"):
         generator.generate([prompt], max_new_tokens=fits + 1)
     with pytest.raises(ModelError, match="do not fit"):
