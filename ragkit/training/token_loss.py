@@ -119,7 +119,7 @@ class TokenTrainee(torch.nn.Module):
         super().__init__()
         model.eval()
         if prefixes is None:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False})
             for layer in model.modules():
                 if isinstance(layer, GradientCheckpointingLayer):
                     layer.training = True  # this alone: what drops out in training stays still

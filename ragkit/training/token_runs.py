@@ -103,6 +103,7 @@ class TokenRun:
             evaluate=lambda: self._dev_loss(trainee, settings.micro_batch),
             progress=progress,
         )
+        self.generator.model.eval()  # checkpointing ends here
         return self.tokens(trainee.tokens), history
 
     def _trainee(self) -> TokenTrainee | PromptTuningTrainee:
