@@ -1,4 +1,4 @@
-"""The main job, on the sample set: index, answer with citations, measure.
+"""The main job, on the sample set: index, answer with citations, measure, tune, measure again.
 
 Run by `make demo`; needs no network and no GPU.
 """
@@ -13,11 +13,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from cyclopts import App
+from ragkit.trainers.__main__ import app as ragkit_train
 from rich.console import Console
 
 from ragkit import Index, Pipeline, evaluate
+from ragkit.__main__ import app as ragkit
 from ragkit.assemble import PipelineSettings, assemble
-from ragkit.console import progress_bars
+from ragkit.console import progress_bars, run
 from ragkit.corpus import read_documents, read_qrels, read_questions
 from ragkit.evaluation.report import results_table
 from ragkit.evaluation.results import Results
@@ -32,6 +35,10 @@ QUESTIONS = (
     "Which two countries signed the Treaty of Tordesillas?",
 )
 ANSWERED = 50
+TUNING = (
+    "--tokens 20 --passages 1-2 --limit 120 --dev-limit 24 --steps 45 --evaluate-every 15 "
+    "--max-new-tokens 24"
+)
 console = Console(width=110 if not sys.stdout.isatty() else None)
 
 
@@ -57,7 +64,19 @@ def main() -> None:
     rows = measure(settings, pipeline, index)
     console.print(results_table(rows, measures, title="Sample set, test questions"))
     console.print("In brackets: 95 % bootstrap intervals.", rows[-1][1].stages.advice)
-    page = OUTPUT / "runs" / "answers" / "report.html"
+
+    stage(
+        "Tune",
+        "virtual tokens for the reader, which itself stays as it is",
+    )
+    tune()
+    tuned = replace(settings, virtual_tokens=OUTPUT / "tokens")
+    after = read(assemble(tuned, index), index, OUTPUT / "runs" / "tuned")
+    rows = [rows[-1], ("hybrid + reader + virtual tokens", after)]
+    console.print(results_table(rows, measures[2:], title="The same questions, before and after"))
+    runs = [str(OUTPUT / "runs" / name) for name in ("answers", "tuned")]
+    command("ragkit", ragkit, ["compare", *runs, "--measures", "EM,F1,cover"])
+    page = OUTPUT / "runs" / "tuned" / "report.html"
     console.print("Question by question, to open in a browser:", str(page))
     console.print(f"Done in {time.perf_counter() - started:.0f} seconds.")
 
@@ -87,13 +106,35 @@ def measure(
             found = evaluate(retriever, examples, qrels=qrels, corpus=index, output=folder)
             rows.append((name, found))
             progress(name, len(examples), len(examples))
-        pipeline.reader.progress = lambda done, total: progress("read", done, total)
-        # Every third question, so that all topics are asked about.
-        some = examples[:: len(examples) // ANSWERED][:ANSWERED]
-        folder = OUTPUT / "runs" / "answers"
-        results = evaluate(pipeline, some, qrels=qrels, corpus=index, output=folder)
-    rows.append(("hybrid + reader", results))
+    rows.append(("hybrid + reader", read(pipeline, index, OUTPUT / "runs" / "answers")))
     return rows
+
+
+def read(pipeline: Pipeline, index: Index, folder: Path) -> Results:
+    """Measure the reader on every third test question, so that all topics are asked about."""
+    examples = read_questions(DATA / "test.jsonl")
+    some = examples[:: len(examples) // ANSWERED][:ANSWERED]
+    qrels = read_qrels(DATA / "qrels" / "test.tsv")
+    with bars() as progress:
+        pipeline.reader.progress = lambda done, total: progress("read", done, total)
+        return evaluate(pipeline, some, qrels=qrels, corpus=index, output=folder)
+
+
+def tune() -> None:
+    """Train virtual tokens on the sample set's own questions to train on."""
+    arguments = [
+        "virtual-tokens", "--index", str(OUTPUT / "kb"), "--output", str(OUTPUT / "tokens"),
+        "--questions", str(DATA / "train.jsonl"), "--dev-questions", str(DATA / "dev.jsonl"),
+        *TUNING.split(),
+    ]  # fmt: skip
+    command("ragkit-train", ragkit_train, arguments)
+
+
+def command(name: str, app: App, arguments: list[str]) -> None:
+    """Run a program as its command line does, and show that line."""
+    console.print(name, *arguments, soft_wrap=True)
+    if code := run(app, arguments):
+        sys.exit(code)
 
 
 @contextmanager
