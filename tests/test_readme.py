@@ -38,17 +38,19 @@ def test_python_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_commands_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ragkit.indexers.__main__ import app
+    from ragkit.indexers.__main__ import app as indexers
+    from ragkit.trainers.__main__ import app as trainers
 
     from ragkit.console import run
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
     lines = [line for line in _blocks("bash")[1].splitlines() if line]
-    assert len(lines) == 12
+    assert len(lines) == 15
+    apps = {"ragkit-index": indexers, "ragkit-train": trainers}
     for line in lines:
         program, *arguments = shlex.split(line)
-        code = run_app(arguments) if program == "ragkit" else run(app, arguments)
+        code = run_app(arguments) if program == "ragkit" else run(apps[program], arguments)
         out = capsys.readouterr()
         assert code == 0, f"{line}: {out.err}"
         assert out.out.strip(), line
