@@ -323,6 +323,7 @@ def test_the_wheel_serves_each_program_in_an_empty_place(tmp_path: Path) -> None
 
     call("ragkit.indexers", "build", str(corpus), "--index", "kb", "--stores", "bm25")
     assert "Tin melts" in call("ragkit", "search", "tin", "--index", "kb")
+    assert "virtual-tokens" in call("ragkit.trainers", "--help")
     where = subprocess.run(
         [sys.executable, "-P", "-c", "import ragkit; print(ragkit.__file__)"],
         cwd=tmp_path, env=environment, check=True, capture_output=True, text=True,

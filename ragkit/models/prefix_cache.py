@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.cache_utils import Cache
 
-from .prefixes import Layers, bytes_per_token, common_length, extend, stack
+from ..errors import ModelError
+from .prefixes import Layers, common_length, extend, keeps_every_token, stack
 
 
 class PrefixCache:
@@ -26,43 +27,67 @@ class PrefixCache:
     prefixes in turn, so that whatever was thrown out to make room would be missed sooner.
 
     Args:
-        model: a frozen causal model.
+        model: a frozen causal model that attends to tokens, through windows too; one that keeps a
+            recurrent state instead cannot be cut back.
         budget: bytes of keys and values to keep; 0 keeps nothing.
         folder: where to keep them on disk, in a folder of its own that goes when the cache does;
             in main memory if None.
+
+    Raises:
+        ModelError: the model keeps a recurrent state.
     """
 
     def __init__(self, model: Any, budget: int, folder: Path | None = None) -> None:
+        if not keeps_every_token(model):
+            raise ModelError(
+                f"{type(model).__name__} keeps a recurrent state, not the keys and values of each "
+                "token, so that no prefix of it can be kept. Read rows whole: "
+                "--gradient-checkpointing"
+            )
         self._model = model
         self._left = budget
         self._kept: dict[Hashable, tuple[tuple[int, ...], Layers | Path]] = {}
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         if folder is not None:
             self._folder = tempfile.TemporaryDirectory(dir=folder, prefix="prefixes.")
-        self._token_bytes = bytes_per_token(model)
         self.read_tokens = 0
         self.kept_tokens = 0
 
-    def rows(self, keys: Sequence[Hashable], prefixes: Sequence[Sequence[int]]) -> Cache | None:
+    def rows(
+        self,
+        keys: Sequence[Hashable],
+        prefixes: Sequence[Sequence[int]],
+        lengths: Sequence[int] | None = None,
+    ) -> Cache | None:
         """Return the prefixes' keys and values as one cache, padded on the left; None if all empty.
 
         Args:
             keys: what each prefix is kept under: it has most in common with the last one there.
             prefixes: token ids of each row.
+            lengths: how many of each row's tokens are wanted; all of them are kept.
         """
-        if not any(map(len, prefixes)):
+        wanted = list(map(len, prefixes)) if lengths is None else lengths
+        if not any(wanted):
             return None
-        pairs = zip(keys, prefixes, strict=True)
-        return stack([list(self._layers(key, tuple(ids))) for key, ids in pairs], 0)
+        read = [
+            self._layers(key, tuple(ids)) if ids else []
+            for key, ids in zip(keys, prefixes, strict=True)
+        ]
+        empty = next(layers for layers in read if layers)
+        cut = [
+            [(k[:, :, :length], v[:, :, :length]) for k, v in layers or empty]
+            for layers, length in zip(read, wanted, strict=True)
+        ]
+        return stack(cut, 0)
 
     def _layers(self, key: Hashable, ids: tuple[int, ...]) -> Layers:
         had, kept = self._kept.get(key, ((), []))
         common = common_length(had, ids)
         layers = self._opened(kept, common)
-        if common < len(ids) or not layers:
+        if common < len(ids):
             layers = extend(self._model, layers, ids, common)
             self.read_tokens += len(ids) - common
-        if len(ids) > common == len(had) or (key not in self._kept and ids):
+        if len(ids) > common == len(had):
             self._keep(key, ids, layers, len(had))
         return layers
 
@@ -83,7 +108,8 @@ class PrefixCache:
         ]
 
     def _keep(self, key: Hashable, ids: tuple[int, ...], layers: Layers, before: int) -> None:
-        cost = (len(ids) - before) * self._token_bytes
+        token = sum(tensor.nbytes for layer in layers for tensor in layer) // len(ids)
+        cost = (len(ids) - before) * token
         if cost > self._left:
             return
         self._left -= cost

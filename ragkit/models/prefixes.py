@@ -93,6 +93,12 @@ def generation_batches(
         yield [groups[i] for i in batch], [distinct[i] for i in batch], roomy_cache(model, room)
 
 
+def keeps_every_token(model: Any) -> bool:
+    """Tell whether a model's cache is keys and values of tokens, be it through sliding windows."""
+    layers = DynamicCache(config=model.config).layers
+    return bool(layers) and all(isinstance(layer, DynamicLayer) for layer in layers)
+
+
 def worth_sharing(model: Any, rows: Sequence[Sequence[int]]) -> bool:
     """Tell whether rows of token ids begin alike so far that `shared_prefixes` is the faster way.
 

@@ -148,15 +148,22 @@ class TokenTrainee(torch.nn.Module):
         suffixes = [
             [*range(first, first + row.tokens), *row.after, *row.answer[:-1]] for row in rows
         ]
-        cache = None
-        if prefixes is None:
-            pairs = zip(rows, suffixes, strict=True)
-            suffixes = [[*row.before, *suffix] for row, suffix in pairs]
-        else:
-            cache = prefixes.rows([row.key for row in rows], [row.before for row in rows])
+        befores = [list(row.before) for row in rows]
+        width = max(map(len, suffixes)) if prefixes else None
+        for place, suffix in enumerate(suffixes):
+            # Rows are filled up with what stands before, read again: padding within a row would
+            # be counted by models that attend through sliding windows.
+            start = 0 if width is None else max(0, len(befores[place]) - width + len(suffix))
+            suffixes[place] = befores[place][start:] + suffix
+            befores[place] = befores[place][:start]
         ids, mask = pad(suffixes, 0, left=True, device=device)
+        cache = None
+        if prefixes is not None:
+            cache = prefixes.rows(
+                [row.key for row in rows], [row.before for row in rows], list(map(len, befores))
+            )
         if cache is not None:
-            _, before = pad([row.before for row in rows], 0, left=True, device=device)
+            _, before = pad(befores, 0, left=True, device=device)
             mask = torch.cat([before, mask], dim=1)
         with spliced(model, self.tokens):
             logits = model(

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+import transformers
 
+from ragkit.errors import ModelError
 from ragkit.models.precision import weights_hash
 from ragkit.models.prefix_cache import PrefixCache
 from ragkit.models.splice import VirtualIds, spliced
@@ -151,3 +153,58 @@ def test_equal_rows_have_equal_ids(tiny):
     assert virtual.of(start()[:2]) == (97, 98)
     assert virtual.of(start()[1:3] + 1) == (97 + COUNT, 98 + COUNT)
     assert virtual.table().shape == (COUNT + 2, SIZE)
+
+
+SMALL = {
+    "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
+}  # fmt: skip
+KINDS = {
+    "Mistral": {"sliding_window": 4},
+    "Gemma3Text": {"sliding_window": 4, "head_dim": 8,
+                   "layer_types": ["sliding_attention", "full_attention"]},
+    "Qwen3": {"head_dim": 8},
+    "Phi3": {"pad_token_id": 0},
+    "Falcon": {},
+    "GPT2": {"n_embd": 32, "n_head": 4, "n_layer": 2},
+    "Bloom": {"n_head": 4, "n_layer": 2},
+    "Mamba": {},
+}  # fmt: skip
+
+
+def of_kind(name):
+    torch.manual_seed(0)
+    given = KINDS[name]
+    known = SMALL if name not in ("GPT2", "Bloom", "Falcon", "Mamba") else {
+        k: v for k, v in SMALL.items() if k in ("vocab_size", "hidden_size", "num_hidden_layers")
+        or (name == "Falcon" and k == "num_attention_heads")
+    }  # fmt: skip
+    known = {k: v for k, v in known.items() if not (name == "GPT2" and k.startswith("hid"))}
+    config = getattr(transformers, f"{name}Config")(**known, **given)
+    return transformers.AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.mark.parametrize("name", [name for name in KINDS if name != "Mamba"])
+def test_it_is_exact_for_each_kind_of_attention(name):
+    """Sliding windows, heads shared among queries, learnt and relative positions."""
+    model = of_kind(name)
+    tokens = start().requires_grad_()
+    expected = plain_loss(model, tokens, rows())
+    (gradient,) = torch.autograd.grad(expected, tokens)
+    trainee = TokenTrainee(model, start(), PrefixCache(model, 10**9))
+    for _ in range(2):
+        trainee.zero_grad()
+        loss = trainee(**collate(rows()))["loss"]
+        loss.backward()
+        torch.testing.assert_close(loss, expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(trainee.tokens.grad, gradient, atol=1e-6, rtol=0)
+
+
+def test_a_recurrent_model_has_no_prefix_to_keep():
+    model = of_kind("Mamba")
+    with pytest.raises(ModelError, match="recurrent state"):
+        PrefixCache(model, 10**9)
+    tokens = start().requires_grad_()
+    expected = plain_loss(model, tokens, rows())
+    loss = TokenTrainee(model, start(), None)(**collate(rows()))["loss"]
+    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=0)
