@@ -87,7 +87,7 @@ def style_from(value: Mapping[str, Any]) -> PromptStyle:
         raise SettingsError(f"this is no prompt style: {error}") from error
 
 
-_SPRING_INSTRUCTION = (
+SPRING_INSTRUCTION = (
     "According to the previous relevant passages, please answer the following question. "
     "Only return the answer without any other words."
 )
@@ -130,7 +130,7 @@ STYLES: dict[str, PromptStyle] = {
         PromptStyle(
             name="spring",
             system="",
-            user="{context}\n" + _SPRING_INSTRUCTION + "\nQuestion: {question}\nAnswer:",
+            user="{context}\n" + SPRING_INSTRUCTION + "\nQuestion: {question}\nAnswer:",
             passage="[{number}] {text}\n",
             titled="[{number}] {title} {text}\n",
             alone="",

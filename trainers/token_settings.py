@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from cyclopts import Parameter
+
+from ragkit.errors import SettingsError
 
 
 @Parameter(name="*")
@@ -97,3 +100,55 @@ class TokenSettings:
     """The model's number format; the tokens are learnt in fp32 always."""
     replace: bool = False
     """Replace the output that is there."""
+
+
+def check(settings: TokenSettings) -> tuple[list[int], list[int]]:
+    """Refuse numbers that could not work, before any work is done.
+
+    Returns:
+        the seeds, and the numbers of tokens that are evaluated too.
+
+    Raises:
+        SettingsError: naming the option.
+    """
+    least = {"dev_limit": 2, "tokens": 1, "max_new_tokens": 1, "context_tokens": 1, "steps": 1}
+    for name, low in least.items():
+        value = getattr(settings, name)
+        if value is not None and value < low:
+            option = name.replace("_", "-")
+            raise SettingsError(f"--{option} must be at least {low}, not {value}")
+    if not 0 < settings.epochs < math.inf or not 0 <= settings.prefix_cache < math.inf:
+        raise SettingsError(
+            f"--epochs {settings.epochs} and --prefix-cache {settings.prefix_cache}: expected a "
+            "number above 0, and one from 0 up"
+        )
+    if settings.gradient_checkpointing and settings.placement == "prompt-tuning":
+        raise SettingsError("--gradient-checkpointing does not go with --placement prompt-tuning")
+    counts = _numbers(settings.token_counts, "--token-counts") if settings.token_counts else []
+    if counts and max(counts) > settings.tokens:
+        raise SettingsError(
+            f"--token-counts asks for {max(counts)} virtual tokens; {settings.tokens} are learnt"
+        )
+    return _numbers(settings.seeds, "--seeds"), counts
+
+
+def _numbers(text: str, option: str) -> list[int]:
+    try:
+        numbers = [int(number) for number in text.split(",")]
+    except ValueError:
+        raise SettingsError(f"{option} {text!r}: expected whole numbers, such as 0,1,2") from None
+    if len(set(numbers)) < len(numbers) or min(numbers) < 0:
+        raise SettingsError(f"{option} {text!r}: expected different numbers from 0 up")
+    return numbers
+
+
+def passage_range(text: str) -> tuple[int, int]:
+    """Read `1-5`, or one number for both ends."""
+    try:
+        low, _, high = text.partition("-")
+        ends = int(low), int(high or low)
+    except ValueError:
+        ends = (1, 0)
+    if not 0 <= ends[0] <= ends[1]:
+        raise SettingsError(f"--passages {text!r}: expected a range such as 1-5, or one number")
+    return ends

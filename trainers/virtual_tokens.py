@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from ragkit.artefacts import check_output, new_folder, read_json, write_json
+from ragkit.artefacts import check_output, fingerprint, new_folder, read_json, write_json
 from ragkit.assemble import RetrievalSettings
 from ragkit.console import print_json, print_tables, progress_bars, say
 from ragkit.errors import SettingsError
@@ -16,9 +17,11 @@ from ragkit.types import Example, Progress
 
 from .questions import answered, check_apart, described, held_out, retrieved
 from .token_results import results_of, tables, write
-from .token_settings import TokenSettings
+from .token_settings import TokenSettings, check, passage_range
 
 if TYPE_CHECKING:
+    import torch
+
     from ragkit.models.generator import Generator
     from ragkit.models.virtual_tokens import VirtualTokens
     from ragkit.training.keeper import History
@@ -41,24 +44,32 @@ def virtual_tokens(*, settings: TokenSettings, json: bool = False) -> None:
     json
         Print the results as JSON.
     """
+    from ragkit.models.precision import weights_hash
+    from ragkit.training.keeper import processes as together
+
     check_output(settings.output, settings.replace, MARK)
-    seeds = _numbers(settings.seeds, "--seeds")
+    seeds, counts = check(settings)
     state = settings.output.with_name(f"{settings.output.name}.training")
+    first, run = True, None
     try:
         with progress_bars() as progress:
-            run, files = prepared(settings, progress)
-            _check_state(state, settings, files)
+            run, data = prepared(settings, progress)
+            first = together(run.generator.model.device).is_main_process
+            before = weights_hash(run.generator.model.state_dict())
+            _check_state(state, settings, data | {"weights": before})
             learnt = [_learn(run, settings, seed, state, progress) for seed in seeds]
-            if not _main_process(run.generator):
+            if not first:
                 return
-            results = results_of(run, settings, seeds, learnt, progress) | {"data": files}
-            results["base_unchanged"] = (
-                run.generator.base_hash(anew=True) == run.generator.base_hash()
-            )
+            results = results_of(run, settings, seeds, counts, learnt, progress) | {"data": data}
+            after = weights_hash(run.generator.model.state_dict())
+            results["base"] = {"weights": before, "unchanged": before == after}
     except BaseException:
-        if not any(state.glob("*/*.safetensors")):  # nothing to go on from
+        if first and not any(state.glob("*/*.safetensors")):  # nothing to go on from
             shutil.rmtree(state, ignore_errors=True)
         raise
+    finally:
+        if run is not None and run.prefixes is not None:
+            run.prefixes.close()
     with new_folder(settings.output, replace=settings.replace, mark=MARK) as folder:
         write(folder, seeds, [tokens for tokens, _ in learnt], results)
     shutil.rmtree(state, ignore_errors=True)
@@ -71,9 +82,10 @@ def virtual_tokens(*, settings: TokenSettings, json: bool = False) -> None:
 
 def prepared(settings: TokenSettings, progress: Progress) -> tuple[TokenRun, dict[str, Any]]:
     """Read questions, retrieve for them, and load the base."""
+    from ragkit.training.keeper import processes
     from ragkit.training.token_runs import Retrieved
 
-    low, high = _range(settings.passages)
+    low, high = passage_range(settings.passages)
     train = answered(settings.questions, settings.qrels, None, 0)
     if settings.dev_questions or settings.dev_qrels:
         dev = answered(
@@ -85,31 +97,41 @@ def prepared(settings: TokenSettings, progress: Progress) -> tuple[TokenRun, dic
     if len(dev) < 2:
         raise SettingsError("at least 2 questions to evaluate on are needed")
     train = _drawn(train, settings.limit)
+    device = _device(settings.device)
     by = RetrievalSettings(
         index=settings.index,
         retriever=settings.retriever,
         encoder=settings.encoder,
-        device=settings.device,
+        device=str(device),
         precision=settings.precision,
     )
-    parts = [Retrieved(part, retrieved(part, by, high, progress)) for part in (train, dev)]
+    with processes(device).main_process_first():  # the others find what the first has kept
+        parts = [Retrieved(part, retrieved(part, by, high, progress)) for part in (train, dev)]
     files = {
         name: described(getattr(settings, name))
         for name in ("questions", "qrels", "dev_questions", "dev_qrels")
     }
-    return token_run(settings, parts[0], parts[1], (low, high)), files | {
-        "train": len(train),
-        "dev": len(dev),
-    }
+    data = files | {"train": len(train), "dev": len(dev), "passages": _hash_of(parts)}
+    return token_run(settings, parts[0], parts[1], (low, high), device), data
+
+
+def _hash_of(parts: Sequence[Retrieved]) -> str:
+    """Return one hash of all that was retrieved."""
+    return fingerprint(
+        [[hit.document.contents for hit in hits] for part in parts for hits in part.hits]
+    )
 
 
 def token_run(
-    settings: TokenSettings, train: Retrieved, dev: Retrieved, passages: tuple[int, int]
+    settings: TokenSettings,
+    train: Retrieved,
+    dev: Retrieved,
+    passages: tuple[int, int],
+    device: torch.device,
 ) -> TokenRun:
     """Load the base, and put together what all seeds share."""
     from ragkit.models.generator import Generator
     from ragkit.models.prefix_cache import PrefixCache
-    from ragkit.models.virtual_tokens import VirtualTokens, read_tensor_file
     from ragkit.readers import GeneratorReader
     from ragkit.styles import style_named
     from ragkit.training.token_runs import TokenRun, longest_answer
@@ -118,7 +140,7 @@ def token_run(
     style = style_named(settings.prompt).placing(placement)
     generator = Generator.load(
         settings.base,
-        device=_device(settings.device),
+        device=str(device),
         precision=settings.precision,
         layout=settings.layout,
     )
@@ -129,17 +151,9 @@ def token_run(
         context_tokens=settings.context_tokens,
         max_new_tokens=max(longest, settings.max_new_tokens) + settings.tokens,
     )
-    start = None
-    if settings.start is not None:
-        kept = settings.start.is_dir()
-        start = (
-            VirtualTokens.load(settings.start).embeddings
-            if kept
-            else read_tensor_file(settings.start)
-        )
-    budget = 0 if settings.shuffle else int(settings.prefix_cache * _GB)
     prefixes = None
     if not settings.gradient_checkpointing:
+        budget = int(settings.prefix_cache * _GB)
         prefixes = PrefixCache(generator.model, budget, settings.prefix_cache_folder)
     return TokenRun(
         generator,
@@ -151,8 +165,23 @@ def token_run(
         dev,
         passages,
         prefixes,
-        start,
+        _start(settings, generator),
     )
+
+
+def _start(settings: TokenSettings, generator: Generator) -> torch.Tensor | None:
+    """Return the embeddings to start from, where the settings name some."""
+    from ragkit.models.virtual_tokens import VirtualTokens, read_tensor_file
+
+    path = settings.start
+    if path is None or not path.is_dir():
+        return None if path is None else read_tensor_file(path)
+    tokens = VirtualTokens.load(path)
+    if tokens.base_hash != generator.base_hash():
+        say(
+            f"{path}: these tokens were learnt on other weights ({tokens.base}); starting from them"
+        )
+    return tokens.first(min(settings.tokens, len(tokens))).embeddings
 
 
 def _learn(
@@ -210,7 +239,7 @@ def _check_state(folder: Path, settings: TokenSettings, files: dict[str, Any]) -
     write_json(path, made)
 
 
-def _device(name: str | None) -> str | None:
+def _device(name: str | None) -> torch.device:
     """Return where this process's model goes: each has a GPU of its own, where there are some."""
     import torch
 
@@ -218,36 +247,8 @@ def _device(name: str | None) -> str | None:
     from ragkit.training.keeper import processes
 
     device = torch.device(check_device(name))
-    together = processes(device)
-    return str(together.device) if together.num_processes > 1 else name
-
-
-def _main_process(generator: Generator) -> bool:
-    from ragkit.training.keeper import processes
-
-    return bool(processes(generator.model.device).is_main_process)
-
-
-def _numbers(text: str, option: str) -> list[int]:
-    try:
-        numbers = [int(number) for number in text.split(",")]
-    except ValueError:
-        raise SettingsError(f"{option} {text!r}: expected whole numbers, such as 0,1,2") from None
-    if len(set(numbers)) < len(numbers) or min(numbers) < 0:
-        raise SettingsError(f"{option} {text!r}: expected different numbers from 0 up")
-    return numbers
-
-
-def _range(text: str) -> tuple[int, int]:
-    """Read `1-5`, or one number for both ends."""
-    try:
-        low, _, high = text.partition("-")
-        ends = int(low), int(high or low)
-    except ValueError:
-        ends = (1, 0)
-    if not 0 <= ends[0] <= ends[1]:
-        raise SettingsError(f"--passages {text!r}: expected a range such as 1-5, or one number")
-    return ends
+    state = processes(device)
+    return torch.device(state.device) if state.num_processes > 1 else device
 
 
 def _drawn(examples: list[Example], limit: int | None) -> list[Example]:

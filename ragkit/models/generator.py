@@ -231,11 +231,10 @@ class Generator:
             self._hashed = sums, weights_hash(state)
         return self._hashed[1]
 
-    def base_hash(self, *, anew: bool = False) -> str:
+    def base_hash(self) -> str:
         """Return the SHA-256 of the weights in bf16: the same in whichever precision they are."""
-        if self._based is None or anew:
-            state = self.model.state_dict().items()
-            self._based = weights_hash({name: tensor.bfloat16() for name, tensor in state})
+        if self._based is None:
+            self._based = weights_hash(self.model.state_dict(), torch.bfloat16)
         return self._based
 
     def _rows(

@@ -100,11 +100,16 @@ def pad(
     return ids.to(device), mask.to(device)
 
 
-def weights_hash(state: dict[str, Any]) -> str:
-    """Return the SHA-256 of a state dict's names, types and bytes, in hexadecimal."""
+def weights_hash(state: dict[str, Any], dtype: torch.dtype | None = None) -> str:
+    """Return the SHA-256 of a state dict's names, types and bytes, in hexadecimal.
+
+    With a `dtype`, floating-point tensors are taken in it, one after the other.
+    """
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
+        if dtype is not None and tensor.is_floating_point():
+            tensor = tensor.to(dtype)
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -7,17 +7,21 @@ do: one reading serves every m.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers.cache_utils import Cache
 
 from ..errors import ModelError
 from .prefixes import Layers, common_length, extend, keeps_every_token, stack
+
+_log = logging.getLogger(__name__)
 
 
 class PrefixCache:
@@ -34,15 +38,15 @@ class PrefixCache:
             in main memory if None.
 
     Raises:
-        ModelError: the model keeps a recurrent state.
+        ModelError: the model does not keep keys and values alone.
     """
 
     def __init__(self, model: Any, budget: int, folder: Path | None = None) -> None:
         if not keeps_every_token(model):
             raise ModelError(
-                f"{type(model).__name__} keeps a recurrent state, not the keys and values of each "
-                "token, so that no prefix of it can be kept. Read rows whole: "
-                "--gradient-checkpointing"
+                f"what {type(model).__name__} keeps of a text is not the keys and values of each "
+                "token alone (a recurrent state, say), so that no prefix of it can be kept. Read "
+                "rows whole: --gradient-checkpointing"
             )
         self._model = model
         self._left = budget
@@ -62,7 +66,8 @@ class PrefixCache:
         """Return the prefixes' keys and values as one cache, padded on the left; None if all empty.
 
         Args:
-            keys: what each prefix is kept under: it has most in common with the last one there.
+            keys: what each prefix is kept under: it has most in common with the last one there;
+                None keeps it not.
             prefixes: token ids of each row.
             lengths: how many of each row's tokens are wanted; all of them are kept.
         """
@@ -87,7 +92,7 @@ class PrefixCache:
         if common < len(ids):
             layers = extend(self._model, layers, ids, common)
             self.read_tokens += len(ids) - common
-        if len(ids) > common == len(had):
+        if key is not None and len(ids) > len(had):
             self._keep(key, ids, layers, len(had))
         return layers
 
@@ -112,10 +117,15 @@ class PrefixCache:
         cost = (len(ids) - before) * token
         if cost > self._left:
             return
+        held = [(keys.cpu().contiguous(), values.cpu().contiguous()) for keys, values in layers]
+        try:
+            self._kept[key] = ids, held if self._folder is None else self._written(key, held)
+        except (OSError, SafetensorError) as error:
+            _log.warning("No more prefixes are kept: %s", error)
+            self._left = 0
+            return
         self._left -= cost
         self.kept_tokens += len(ids) - before
-        held = [(keys.cpu().contiguous(), values.cpu().contiguous()) for keys, values in layers]
-        self._kept[key] = ids, held if self._folder is None else self._written(key, held)
 
     def _written(self, key: Hashable, layers: Layers) -> Path:
         """Write keys and values in place of those under the same key."""

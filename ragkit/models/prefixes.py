@@ -7,7 +7,12 @@ from itertools import pairwise
 from typing import Any, TypeAlias
 
 import torch
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import (
+    Cache,
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+)
 
 from .precision import batches
 
@@ -95,8 +100,8 @@ def generation_batches(
 
 def keeps_every_token(model: Any) -> bool:
     """Tell whether a model's cache is keys and values of tokens, be it through sliding windows."""
-    layers = DynamicCache(config=model.config).layers
-    return bool(layers) and all(isinstance(layer, DynamicLayer) for layer in layers)
+    kinds = {type(layer) for layer in DynamicCache(config=model.config).layers}
+    return bool(kinds) and kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
 
 
 def worth_sharing(model: Any, rows: Sequence[Sequence[int]]) -> bool:

@@ -38,8 +38,12 @@ class PromptIds:
 
     def with_tokens(self, tokens: tuple[int, ...], placement: str) -> tuple[int, ...]:
         """Return them with ids of virtual tokens in their place: `start` is before both."""
-        before = () if placement == "start" else self.context
-        return before + tokens + self.ids[len(before) :]
+        before, after = self.around(placement)
+        return before + tokens + after
+
+    def around(self, placement: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return what stands before virtual tokens, and what after them."""
+        return ((), self.ids) if placement == "start" else (self.context, self.question)
 
 
 class PromptEncoder:
@@ -51,6 +55,7 @@ class PromptEncoder:
     def __init__(self, tokenizer: Any, chat: bool) -> None:
         self._tokenizer = tokenizer
         self.chat = chat
+        self._closing: list[int] | None = None
 
     def data_ids(self, text: str) -> list[int]:
         """Tokenise untrusted text: what looks like a control token is spelled out, not obeyed."""
@@ -145,10 +150,14 @@ class PromptEncoder:
         """
         if not self.chat:
             return [*self.data_ids(" " + text), ends[0]]
-        turns = [{"role": "user", "content": ""}, {"role": "assistant", "content": "\ue0000\ue001"}]
-        rendered = str(self._tokenizer.apply_chat_template(turns, tokenize=False))
-        closing = self._instruction_ids(_MARK.split(rendered)[-1])
-        return [*self.data_ids(text), next((i for i in closing if i in ends), ends[0])]
+        if self._closing is None:
+            turns = [{"role": "user", "content": ""}, {"role": "assistant", "content": "\ue001"}]
+            try:
+                rendered = str(self._tokenizer.apply_chat_template(turns, tokenize=False))
+            except TemplateError:
+                rendered = ""
+            self._closing = self._instruction_ids(rendered.rpartition("\ue001")[-1])
+        return [*self.data_ids(text), next((i for i in self._closing if i in ends), ends[0])]
 
     def start_ids(self) -> list[int]:
         """Return what the tokenizer puts before a plain text: a beginning token, or nothing."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -49,6 +50,8 @@ def spliced(
 ) -> Iterator[None]:
     """Have a model read ids beyond its vocabulary as rows of a table, within the block.
 
+    This thread alone does; others read as they always did.
+
     Args:
         model: a causal model.
         table: float32 of shape [ids, size]; gradients flow into it. None changes nothing.
@@ -63,18 +66,20 @@ def spliced(
     table = table.to(embedding.weight.device)
     waiting = [first] if first is not None else []
     read: list[torch.Tensor] = []
+    mine = get_ident()  # a model may serve other threads meanwhile
 
-    def before(_module: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    def before(_module: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if get_ident() != mine:
+            return None
         ids, *others = arguments
         if waiting:
             ids = waiting.pop()[:, -ids.shape[1] :]
         read[:] = [ids]
         return ids.masked_fill(ids >= vocabulary, 0), *others
 
-    def after(_module: Any, _arguments: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
-        virtual = read[0] >= vocabulary
-        if not bool(virtual.any()):
-            return output
+    def after(_module: Any, _given: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
+        if get_ident() != mine or not bool((virtual := read[0] >= vocabulary).any()):
+            return None
         rows = table[(read[0] - vocabulary).clamp(min=0)].to(output.dtype)
         return torch.where(virtual[..., None], rows, output)
 

@@ -18,17 +18,11 @@ from safetensors.torch import save_file
 from .. import __version__
 from ..artefacts import fingerprint, read_json, write_json
 from ..errors import DataError, ModelError, SettingsError
-from ..styles import Placement, PromptStyle, style_from
+from ..styles import SPRING_INSTRUCTION, Placement, PromptStyle, style_from
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 WEIGHTS = "tokens.safetensors"
-
-# Whose embeddings tokens start from, repeated and cut: the instruction of Zhu et al. 2025.
-START_TEXT = (
-    "According to the previous relevant passages, please answer the following question. "
-    "Only return the answer without any other words."
-)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,6 +88,7 @@ class VirtualTokens:
     def save(self, folder: Path) -> None:
         """Write tokens.safetensors and manifest.json into a folder that exists."""
         save_file({"tokens": self.embeddings.detach().cpu().contiguous()}, folder / WEIGHTS)
+        (folder / WEIGHTS).chmod(0o644)
         write_json(
             folder / MANIFEST,
             {
@@ -191,14 +186,14 @@ def read_tensor_file(path: Path) -> torch.Tensor:
 def start_rows(model: Any, tokenizer: Any, count: int) -> torch.Tensor:
     """Return the rows that virtual tokens start from, float32 of shape [count, size].
 
-    They are the embeddings of `START_TEXT`, repeated and cut.
+    They are the embeddings of `SPRING_INSTRUCTION`, repeated and cut, as Zhu et al. 2025 do.
 
     Raises:
         SettingsError: `count` is below 1.
     """
     if count < 1:
         raise SettingsError(f"virtual tokens must be at least 1, not {count}")
-    ids = tokenizer.encode(START_TEXT, add_special_tokens=False)
+    ids = tokenizer.encode(SPRING_INSTRUCTION, add_special_tokens=False)
     repeated = (ids * (count // len(ids) + 1))[:count]
     ids = torch.tensor([repeated], device=model.device)
     rows: torch.Tensor = model.get_input_embeddings()(ids)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -52,6 +53,10 @@ class LoopSettings:
     evaluate_every: int = 50
     seed: int = 0
     report_to: tuple[str, ...] = ()
+
+    def compared(self) -> str:
+        """Return the settings in which runs must agree to go on from each other."""
+        return to_json({n: v for n, v in asdict(self).items() if n != "report_to"})
 
     def passes(self, processes: int) -> int:
         """Return how many passes of each process make a step.
@@ -135,26 +140,48 @@ class Keeper(TrainerCallback):
         if self.evaluate and not self.history.evaluations:
             self._judge(0)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """Keep the training loss."""
-        if logs and "loss" in logs:
-            self.history.losses[self.offset + state.global_step] = float(logs["loss"])
-
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Evaluate and write the state when it is time."""
-        step = self.history.step = self.offset + state.global_step
-        total = self.settings.steps
-        self.progress("train", step, total)
-        if step % self.settings.evaluate_every == 0 or step == total:
-            if self.evaluate:
-                self._judge(step)
-            self.history.seconds = self.before + perf_counter() - self.started
+        """Tell how far training is."""
+        self.history.step = self.offset + state.global_step
+        self.progress("train", self.history.step, self.settings.steps)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """Keep the training loss, evaluate, write the state: the Trainer logs when it is due."""
+        if logs and "loss" in logs:
+            self.history.losses[self.history.step] = float(logs["loss"])
+            self._checkpoint()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Evaluate the last step, where none was due."""
+        if self.history.step % self.settings.evaluate_every:
+            self._checkpoint()
+
+    def _checkpoint(self) -> None:
+        step = self.history.step
+        if self.evaluate:
+            self._judge(step)
+        self.history.seconds = self.before + perf_counter() - self.started
+        if processes(next(iter(self.parameters.values())).device).is_main_process:
             self._write()
+            losses, values = self.history.losses, self.history.evaluations
+            _log.info(
+                "step %d of %d: training loss %s, dev loss %s, best at step %d",
+                step,
+                self.settings.steps,
+                f"{losses[step]:.4f}" if step in losses else "-",
+                f"{values[step]:.4f}" if step in values else "-",
+                self.history.best_step,
+            )
 
     def _judge(self, step: int) -> None:
         assert self.evaluate is not None
         with torch.no_grad():
             value = self.history.evaluations[step] = float(self.evaluate())
+        if not math.isfinite(value):
+            raise DataError(
+                f"at step {step} the loss on dev is {value}: training went astray. Lower "
+                "--learning-rate, or take --precision fp32."
+            )
         if value <= min(self.history.evaluations.values()):
             self.history.best_step = step
             self.best = {n: p.detach().cpu().clone() for n, p in self.parameters.items()}
@@ -166,15 +193,13 @@ class Keeper(TrainerCallback):
                 self.parameters[name].copy_(tensor)
 
     def _write(self) -> None:
-        if not processes(next(iter(self.parameters.values())).device).is_main_process:
-            return
         tensors = {f"now.{n}": p.detach().cpu().contiguous() for n, p in self.parameters.items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
         for name, parameter in self.parameters.items():
             for key, value in self.optimizer.state[parameter].items():
                 tensors[f"optimizer.{key}.{name}"] = torch.as_tensor(value).cpu().clone()
         history = json.dumps(asdict(self.history))
-        told = {"settings": to_json(asdict(self.settings)), "history": history}
+        told = {"settings": self.settings.compared(), "history": history}
         aside = self.path.with_suffix(".writing")
         save_file(tensors, aside, metadata=told)
         aside.replace(self.path)
@@ -195,7 +220,7 @@ class Keeper(TrainerCallback):
             for kind in ("losses", "evaluations"):
                 values[kind] = {int(step): value for step, value in values[kind].items()}
             history = History(**values)
-            same = told["settings"] == to_json(asdict(self.settings))
+            same = told["settings"] == self.settings.compared()
             if same:
                 self._load(tensors, history)
         except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError) as error:

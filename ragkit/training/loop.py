@@ -82,7 +82,7 @@ def _trainer(
         gradient_accumulation_steps=passes,
         max_grad_norm=settings.clip,
         seed=settings.seed,
-        logging_steps=min(10, settings.evaluate_every),
+        logging_steps=settings.evaluate_every,
         report_to=list(settings.report_to),
         save_strategy="no",
         disable_tqdm=True,

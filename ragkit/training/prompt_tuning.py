@@ -11,7 +11,7 @@ import torch
 from peft import PromptTuningConfig, TaskType, get_peft_model
 
 from ..models.precision import pad
-from .token_loss import IGNORED, RowBatch
+from .token_loss import IGNORED, RowBatch, answer_loss
 
 
 class PromptTuningTrainee(torch.nn.Module):
@@ -42,7 +42,7 @@ class PromptTuningTrainee(torch.nn.Module):
     ) -> dict[str, torch.Tensor]:
         """Return the loss as `TokenTrainee.forward` does; all tokens stand in every prompt."""
         (tuned,) = self.frozen
-        device = self.tokens.device
+        device = tuned.get_input_embeddings().weight.device
         rows = [[*row.before, *row.after, *row.answer] for row in batch.rows]
         ids, mask = pad(rows, 0, left=False, device=device)
         targets = torch.full((len(rows), len(self.tokens) + ids.shape[1]), IGNORED, device=device)
@@ -50,11 +50,4 @@ class PromptTuningTrainee(torch.nn.Module):
             end = len(self.tokens) + len(rows[place])
             targets[place, end - len(row.answer) : end] = torch.tensor(row.answer, device=device)
         logits = tuned(input_ids=ids, attention_mask=mask).logits
-        losses = torch.nn.functional.cross_entropy(
-            logits[:, :-1].float().flatten(0, 1),
-            targets[:, 1:].flatten(),
-            ignore_index=IGNORED,
-            reduction="sum",
-        )
-        count = num_items_in_batch if num_items_in_batch is not None else labels.ne(IGNORED).sum()
-        return {"loss": losses / count}
+        return {"loss": answer_loss(logits[:, :-1], targets[:, 1:], num_items_in_batch)}

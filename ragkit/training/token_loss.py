@@ -14,7 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ..models.precision import pad
 from ..models.prefix_cache import PrefixCache
 from ..models.prompt_ids import PromptIds
-from ..models.splice import spliced
+from ..models.splice import spliced, without_virtual
 from .draws import Draw, Draws
 
 IGNORED = -100  # the label of a place that is not scored
@@ -43,8 +43,26 @@ def row_of(
     key: Hashable, prompt: PromptIds, tokens: int, answer: Sequence[int], placement: str
 ) -> TokenRow:
     """Return the training row of a prompt and its answer."""
-    before = () if placement == "start" else prompt.context
-    return TokenRow(key, before, tokens, prompt.ids[len(before) :], tuple(answer))
+    before, after = prompt.around(placement)
+    return TokenRow(key, before, tokens, after, tuple(answer))
+
+
+def answer_loss(
+    logits: torch.Tensor, labels: torch.Tensor, count: torch.Tensor | int | None
+) -> torch.Tensor:
+    """Return the cross-entropy summed over labels and divided by `count`, or by their number.
+
+    Args:
+        logits: of shape [rows, places, vocabulary].
+        labels: int64 of shape [rows, places]; those that are `IGNORED` count for nothing.
+        count: the labels of a whole step, over all processes.
+    """
+    labels = labels.to(logits.device)
+    losses = torch.nn.functional.cross_entropy(
+        logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+    divisor = labels.ne(IGNORED).sum() if count is None else count
+    return losses / torch.as_tensor(divisor, device=losses.device)
 
 
 class TokenRows(Dataset[TokenRow]):
@@ -165,20 +183,13 @@ class TokenTrainee(torch.nn.Module):
         if cache is not None:
             _, before = pad(befores, 0, left=True, device=device)
             mask = torch.cat([before, mask], dim=1)
-        with spliced(model, self.tokens):
+        with spliced(model, self.tokens, first=ids):
             logits = model(
-                input_ids=ids,
+                input_ids=without_virtual(model, ids, 0),
                 attention_mask=mask,
                 position_ids=(mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :],
                 past_key_values=cache,
                 use_cache=cache is not None,
                 logits_to_keep=labels.shape[1],
             ).logits
-        losses = torch.nn.functional.cross_entropy(
-            logits.float().flatten(0, 1),
-            labels.to(device).flatten(),
-            ignore_index=IGNORED,
-            reduction="sum",
-        )
-        count = num_items_in_batch if num_items_in_batch is not None else labels.ne(IGNORED).sum()
-        return {"loss": losses / count}
+        return {"loss": answer_loss(logits, labels, num_items_in_batch)}

@@ -18,7 +18,7 @@ from ..models.loading import end_ids
 from ..models.prefix_cache import PrefixCache
 from ..models.virtual_tokens import VirtualTokens, start_rows, template_hash
 from ..prompts import TEMPLATE_TOKENS, Prompt, abstains, without_citations
-from ..styles import PromptStyle
+from ..styles import Placement, PromptStyle
 from ..types import Example, Hit, Progress, Query, quiet
 from .draws import Draw, Draws
 from .keeper import History, LoopSettings
@@ -27,7 +27,6 @@ from .prompt_tuning import PromptTuningTrainee
 from .token_loss import TokenRow, TokenRows, TokenTrainee, collate, row_of
 
 MakePrompt: TypeAlias = Callable[[Query, Sequence[Hit]], Prompt]
-Method: TypeAlias = Literal["spring", "prompt-tuning"]
 _DEV = "dev"
 
 
@@ -58,7 +57,7 @@ class TokenRun:
     generator: Generator
     style: PromptStyle
     prompt: MakePrompt
-    placement: Literal["middle", "front", "last", "start"]
+    placement: Placement
     count: int
     train: Retrieved
     dev: Retrieved
@@ -138,18 +137,29 @@ class TokenRun:
 
     def _row(self, draw: Draw, passages: Sequence[int]) -> TokenRow:
         example, hits = self.train.examples[draw.example], self.train.hits[draw.example]
-        return self._made(
-            draw.example, example, [hits[p] for p in passages], draw.tokens, draw.answer
-        )
+        key = draw.example if draw.shuffle is None else None
+        shown = [hits[place] for place in passages]
+        return self._made(key, example, shown, draw.tokens, draw.answer)
 
     def _made(
         self, key: Any, example: Example, hits: Sequence[Hit], tokens: int, answer: int
     ) -> TokenRow:
         encoder = self.generator.encoder
         ids = encoder.encode(self.prompt(example.query, hits))
-        ends = end_ids(self.generator.model, self.generator.tokenizer)
-        answer_ids = encoder.answer_ids(example.answers[answer], ends)
+        answer_ids = encoder.answer_ids(example.answers[answer], self.ends)
+        size = len(ids.ids) + tokens + len(answer_ids)
+        if size > self.generator.window:
+            raise DataError(
+                f"question {example.query.id!r}: its prompt, {tokens} virtual tokens and its "
+                f"answer take {size} tokens; the model reads {self.generator.window}. Lower "
+                "--context-tokens."
+            )
         return row_of(key, ids, tokens, answer_ids, self.placement)
+
+    @cached_property
+    def ends(self) -> list[int]:
+        """The ids that end an answer."""
+        return end_ids(self.generator.model, self.generator.tokenizer)
 
     @cached_property
     def _dev_rows(self) -> list[TokenRow]:

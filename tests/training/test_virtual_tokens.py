@@ -1,18 +1,21 @@
 """`ragkit-train virtual-tokens`, from files to files, mostly with a tiny model."""
 
 import json
+import shutil
 from collections import Counter
 
 import pytest
 import torch
 from ragkit.trainers.__main__ import app
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from ragkit import Document, Index
 from ragkit.console import run
 from ragkit.errors import ModelError, SettingsError
 from ragkit.models import Generator
-from ragkit.models.virtual_tokens import START_TEXT, VirtualTokens, read_tensor_file, start_rows
+from ragkit.models.virtual_tokens import VirtualTokens, read_tensor_file, start_rows
+from ragkit.styles import SPRING_INSTRUCTION
 from ragkit.training.draws import Draws
 
 METALS = ["tin", "lead", "zinc", "iron", "gold", "copper", "nickel", "silver", "cobalt", "barium"]
@@ -56,8 +59,8 @@ def test_it_writes_tokens_results_and_a_card(place, tiny_folder, capsys):
     ]  # fmt: skip
     seeds = [load_file(out / "seeds" / str(seed) / "tokens.safetensors") for seed in (0, 1)]
     assert not torch.equal(seeds[0]["tokens"], seeds[1]["tokens"])
-    assert results["base_unchanged"]
-    assert list(results["conditions"]) == ["prompt only", "unplugged", "1 tokens", "virtual tokens"]
+    assert results["base"]["unchanged"]
+    assert list(results["conditions"]) == ["prompt only", "unplugged", "1 token", "virtual tokens"]
     assert set(results["conditions"]["virtual tokens"]["EM"]) >= {"mean", "low", "high", "n"}
     assert results["data"]["train"] + results["data"]["dev"] == 10
     assert not (place / "out.training").exists()
@@ -144,13 +147,78 @@ def test_what_cannot_be_is_told_and_leaves_nothing(place, tiny_folder, capsys):
     )
     refused(1, "shorten its answer", questions="long.jsonl")
     refused(2, "at least 1, not 0", "--tokens=0")
+    refused(2, "7 virtual tokens; 6 are", "--token-counts=1,7")
+    refused(2, "--dev-limit must be at least 2", "--dev-limit=-1")
+    refused(2, "--steps must be at least 1", "--steps=0")
+    refused(2, "--prefix-cache nan", "--prefix-cache=nan")
     refused(2, "multiple of", "--batch=5", "--micro-batch=2")
     assert train("./nowhere") == 1 and "there is no such folder" in capsys.readouterr().err
 
 
-def test_a_tokenizer_without_a_template_has_no_chat_layout(place, tiny_folder, tmp_path, capsys):
-    import shutil
+def test_a_base_that_moved_is_told(place, tiny_folder, monkeypatch, capsys):
+    from ragkit.training.token_runs import TokenRun
 
+    learn = TokenRun.learn
+
+    def damaged(self, *given, **named):
+        with torch.no_grad():
+            self.generator.model.model.norm.weight[0] += 1e-4
+        return learn(self, *given, **named)
+
+    monkeypatch.setattr(TokenRun, "learn", damaged)
+    assert train(tiny_folder, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["base"]["unchanged"] is False
+
+
+def test_a_run_goes_on_with_the_same_base_and_passages_alone(
+    place, tiny_folder, tmp_path, monkeypatch, capsys
+):
+    from ragkit.training import keeper
+
+    def stop(self):
+        write(self)
+        raise KeyboardInterrupt
+
+    base = tmp_path / "copy"
+    shutil.copytree(tiny_folder, base)
+    write = keeper.Keeper._write
+    with monkeypatch.context() as patch:
+        patch.setattr(keeper.Keeper, "_write", stop)
+        assert train(base) == 130
+    model = AutoModelForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        model.model.norm.weight[0] += 1
+    model.save_pretrained(base)
+    assert train(base) == 2
+    assert "other data" in capsys.readouterr().err
+    shutil.rmtree(base)
+    shutil.copytree(tiny_folder, base)
+    Index.build("kb", [Document("x", "Iron melts.")], stores=["bm25"], replace=True)
+    assert train(base) == 2
+    assert train(base, "--report-to=") == 2
+
+
+def test_tokens_are_learnt_on_a_lora_and_in_other_ways(place, tiny_folder, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    tuned = get_peft_model(
+        model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    )
+    tuned.save_pretrained(tmp_path / "lora")
+    config = tmp_path / "lora" / "adapter_config.json"
+    values = json.loads(config.read_text()) | {"base_model_name_or_path": str(tiny_folder)}
+    config.write_text(json.dumps(values))
+    assert train(tmp_path / "lora", f"--prefix-cache-folder={tmp_path}", "--shuffle") == 0
+    assert not list(tmp_path.glob("prefixes.*"))
+    plugged = Generator.load(str(tmp_path / "lora"), device="cpu", virtual_tokens=place / "out")
+    assert any("lora" in name for name, _ in plugged.model.named_parameters())
+    with pytest.raises(ModelError, match="other weights"):
+        Generator.load(str(tiny_folder), device="cpu", virtual_tokens=place / "out")
+    assert train(tiny_folder, "--replace", "--precision=bf16", "--objective=batch") == 0
+
+
+def test_a_tokenizer_without_a_template_has_no_chat_layout(place, tiny_folder, tmp_path, capsys):
     bare = tmp_path / "bare"
     shutil.copytree(tiny_folder, bare)
     (bare / "chat_template.jinja").unlink()
@@ -161,10 +229,6 @@ def test_a_tokenizer_without_a_template_has_no_chat_layout(place, tiny_folder, t
 
 
 def test_tokens_of_another_base_are_refused(place, tiny_folder, tmp_path):
-    import shutil
-
-    from transformers import AutoModelForCausalLM
-
     assert train(tiny_folder) == 0
     other = tmp_path / "other"
     shutil.copytree(tiny_folder, other)
@@ -185,7 +249,7 @@ def test_tokens_of_another_base_are_refused(place, tiny_folder, tmp_path):
 def test_tokens_start_from_the_instructions_embeddings(tiny_folder):
     generator = Generator.load(str(tiny_folder), device="cpu")
     rows = start_rows(generator.model, generator.tokenizer, 200)
-    ids = generator.tokenizer.encode(START_TEXT, add_special_tokens=False)
+    ids = generator.tokenizer.encode(SPRING_INSTRUCTION, add_special_tokens=False)
     assert len(ids) < 200
     weights = generator.model.get_input_embeddings().weight
     expected = weights[[ids[place % len(ids)] for place in range(200)]]
