@@ -36,7 +36,7 @@ QUESTIONS = (
 )
 ANSWERED = 50
 TUNING = (
-    "--tokens 20 --passages 1-2 --limit 120 --dev-limit 24 --steps 45 --evaluate-every 15 "
+    "--tokens 20 --passages 1-2 --limit 80 --dev-limit 16 --steps 30 --evaluate-every 15 "
     "--max-new-tokens 24"
 )
 console = Console(width=110 if not sys.stdout.isatty() else None)

@@ -17,6 +17,8 @@ from typing import Any
 
 from measure import RESULTS, ROOT
 
+from ragkit.evaluation.contexts import CONTEXTS
+
 README = ROOT / "README.md"
 _PLACE = re.compile(r"(<!-- benchmark:(\w+) -->\n).*?(<!-- /benchmark -->)", re.DOTALL)
 
@@ -88,9 +90,16 @@ def contexts(rows: Sequence[dict[str, Any]]) -> str:
         (row["settings"]["set"], context, *(_mean(scores[m]) for m in ("EM", "F1", "cover")),
          str(scores["F1"]["n"]))
         for row in rows
-        for context, scores in row["contexts"].items()
+        for context, scores in sorted(row["contexts"].items(), key=_context_place)
     ]  # fmt: skip
     return _table(("set", "passages given", "EM", "F1", "cover", "n"), lines)
+
+
+def _context_place(item: tuple[str, Any]) -> tuple[int, float]:
+    """Order contexts as they are asked for, and the noise sweep by its shares."""
+    if item[0] in CONTEXTS:
+        return CONTEXTS.index(item[0]), 0.0
+    return len(CONTEXTS), float(re.sub(r"[^\d.]", "", item[0]))
 
 
 def speed(rows: Sequence[dict[str, Any]]) -> str:
