@@ -1,0 +1,224 @@
+"""What virtual tokens bring to a frozen reader, against fair baselines, over seeds.
+
+    python benchmarks/quality_tokens.py --parts middle,front,last,fixed --seeds 0,1,2 \
+        --train 2000 --dev 500 --steps 750
+
+Trained on SQuAD's train questions with BM25's passages, the best step chosen on 100 more of them,
+evaluated on dev. Each part is a way to train; what is learnt is kept in `--work` and gone on from.
+Its table: the prompt alone, unplugged, and k = 1, 5, 10 and all tokens, at 0, 1, 3 and 5 passages by
+BM25 and 3 by dense retrieval; the same with the passages of another question, which tells learning
+to read from learning to answer briefly.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from measure import data_folder, save
+from rich.console import Console
+
+from ragkit import Index
+from ragkit.console import progress_bars
+from ragkit.corpus import read_documents, read_qrels, read_questions
+from ragkit.evaluation.probe_files import read_probe
+from ragkit.evaluation.probes import run_probe
+from ragkit.models import BiEncoder, Generator
+from ragkit.models.precision import weights_hash
+from ragkit.models.prefix_cache import PrefixCache
+from ragkit.models.virtual_tokens import VirtualTokens
+from ragkit.readers import GeneratorReader
+from ragkit.retrievers import Bm25Retriever, DenseRetriever
+from ragkit.styles import style_named
+from ragkit.training.keeper import LoopSettings
+from ragkit.training.token_runs import Condition, Retrieved, TokenRun, measured
+from ragkit.types import Example, Hit, Progress
+
+BASE = "SmolLM2-135M-Instruct"
+WAYS: dict[str, dict[str, Any]] = {
+    "middle": {},
+    "front": {"placement": "front"},
+    "last": {"placement": "last"},
+    "fixed": {"fixed": True},
+    "prompt-tuning": {"placement": "start", "fixed": True},
+}
+CHOOSING = 100  # questions that choose the best step
+
+
+def main() -> None:
+    """Train and evaluate the parts, and write a table of each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--parts", default="middle")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--train", type=int, default=2000)
+    parser.add_argument("--dev", type=int, default=500)
+    parser.add_argument("--passages", type=int, default=5, help="the most shown while training")
+    parser.add_argument("--tokens", type=int, default=50)
+    parser.add_argument("--steps", type=int, default=750)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--learning-rate", type=float, default=5e-3)
+    parser.add_argument("--depths", default="0,1,3,5", help="passages shown in the evaluation")
+    parser.add_argument("--no-dense", action="store_true")
+    parser.add_argument("--prefix-cache", type=float, default=8.0, help="GB")
+    parser.add_argument("--work", type=Path, default=Path("tokens-work"))
+    parser.add_argument("--probes", type=int, default=0, help="items of each general probe")
+    arguments = parser.parse_args()
+    generator = Generator.load(BASE)
+    before = weights_hash(generator.model.state_dict())
+    with progress_bars() as progress, tempfile.TemporaryDirectory() as place:
+        train, dev, dense = tasks(arguments, Path(place))
+        cache = PrefixCache(generator.model, int(arguments.prefix_cache * 1e9))
+        for part in arguments.parts.split(","):
+            run = run_of(part, generator, train, arguments, cache)
+            learnt = [learn(run, part, seed, arguments, progress) for seed in seeds(arguments)]
+            found = table(run, learnt, dev, dense, arguments, progress)
+            found["base unchanged"] = before == weights_hash(generator.model.state_dict())
+            found["probes"] = probes(generator, arguments)
+            used = {name: str(value) for name, value in vars(arguments).items() if name != "work"}
+            save(f"tokens/{part}", [found], used)
+            Console(width=120).print(found["conditions"])
+
+
+def seeds(arguments: Any) -> list[int]:
+    """Return the seeds asked for."""
+    return [int(seed) for seed in arguments.seeds.split(",")]
+
+
+def tasks(arguments: Any, place: Path) -> tuple[Retrieved, Retrieved, Retrieved | None]:
+    """Return train and dev questions with BM25's passages, and dev with dense retrieval's."""
+    folder = data_folder() / "squad"
+    encoder = None if arguments.no_dense else BiEncoder.load("all-MiniLM-L6-v2")
+    documents = read_documents([folder / "corpus.jsonl.gz"])
+    stores = ["bm25"] if encoder is None else ["bm25", "dense"]
+    index = Index.build(place / "kb", documents, encoder=encoder, stores=stores)
+    questions = read_questions(folder / "queries.jsonl.gz")
+    bm25 = Bm25Retriever(index)
+    found = []
+    for split, count in (("train", arguments.train + CHOOSING), ("dev", arguments.dev)):
+        judged = read_qrels(folder / "qrels" / f"{split}.tsv")
+        asked = [e for e in questions if e.query.id in judged and e.answers]
+        examples = Random(0).sample(asked, min(count, len(asked)))
+        hits = bm25.retrieve([example.query for example in examples], 5)
+        found.append(Retrieved(examples, hits))
+    train, dev = found
+    if encoder is None:
+        return train, dev, None
+    queries = [example.query for example in dev.examples]
+    return train, dev, Retrieved(dev.examples, DenseRetriever(index, encoder).retrieve(queries, 5))
+
+
+def run_of(
+    part: str,
+    generator: Generator,
+    train: Retrieved,
+    arguments: Any,
+    cache: PrefixCache,
+) -> TokenRun:
+    """Return the run of one way to train, with questions that choose the best step held out."""
+    placement = WAYS[part].get("placement", "middle")
+    style = style_named("virtual-tokens").placing(placement)
+    reader = GeneratorReader(generator, style=style, context_tokens=1024)
+    learning = Retrieved(train.examples[:-CHOOSING], train.hits[:-CHOOSING])
+    choosing = Retrieved(train.examples[-CHOOSING:], train.hits[-CHOOSING:])
+    passages = (min(1, arguments.passages), arguments.passages)
+    return TokenRun(
+        generator,
+        style,
+        reader.prompt,
+        placement,
+        arguments.tokens,
+        learning,
+        choosing,
+        passages,
+        cache,
+    )
+
+
+def learn(run: TokenRun, part: str, seed: int, arguments: Any, progress: Progress) -> VirtualTokens:
+    """Learn the tokens of one seed, or take what was learnt before."""
+    folder = arguments.work / part / str(seed)
+    if (folder / "manifest.json").exists():
+        return VirtualTokens.load(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = LoopSettings(
+        steps=arguments.steps,
+        batch=arguments.batch,
+        learning_rate=arguments.learning_rate,
+        evaluate_every=max(1, arguments.steps // 10),
+        seed=seed,
+    )
+    fixed = WAYS[part].get("fixed", False)
+    tokens, history = run.learn(settings, folder, fixed=fixed, progress=progress)
+    Console().print(part, seed, asdict(history))
+    tokens.save(folder)
+    return tokens
+
+
+def table(
+    run: TokenRun,
+    learnt: Sequence[VirtualTokens],
+    dev: Retrieved,
+    dense: Retrieved | None,
+    arguments: Any,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Answer the dev questions in all conditions in one call, which reads passages once."""
+    examples = dev.examples
+    plain = GeneratorReader(run.generator, style="spring", context_tokens=1024)
+    conditions = []
+
+    def add(name: str, hits: Sequence[Sequence[Hit]], counts: Sequence[int]) -> None:
+        pairs = list(zip(examples, hits, strict=True))
+        prompts = [run.prompt(example.query, shown) for example, shown in pairs]
+        told = [plain.prompt(example.query, shown) for example, shown in pairs]
+        conditions.append(Condition(f"{name}: prompt only", told))
+        conditions.append(Condition(f"{name}: unplugged", prompts))
+        for count in counts:
+            chosen = [tokens.first(count) for tokens in learnt]
+            conditions.append(Condition(f"{name}: {count} tokens", prompts, chosen))
+
+    every = [k for k in (1, 5, 10) if k < arguments.tokens] + [arguments.tokens]
+    depths = [int(depth) for depth in arguments.depths.split(",")]
+    for depth in depths:
+        hits = [found[:depth] for found in dev.hits]
+        add(f"BM25, {depth} passages", hits, every if depth == 3 else every[-1:])
+    if dense is not None:
+        add("dense, 3 passages", [hits[:3] for hits in dense.hits], every[-1:])
+    others = [*dev.hits[1:], dev.hits[0]]
+    add("of another question, 3 passages", [hits[:3] for hits in others], every[-1:])
+    best = f"BM25, 3 passages: {arguments.tokens} tokens"
+    conditions.sort(key=lambda condition: condition.name == best)  # what differences are of
+    found = measured(run.generator, examples, conditions, max_new_tokens=24, progress=progress)
+    found["examples"] = _examples(examples, found.pop("answers"))
+    return found
+
+
+def _examples(examples: Sequence[Example], answers: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {"question": example.query.text, "gold": list(example.answers)}
+        | {name: of[0][place] for name, of in answers.items()}
+        for place, example in enumerate(examples[:5])
+    ]
+
+
+def probes(generator: Generator, arguments: Any) -> dict[str, float]:
+    """Return the general ability of the base, unplugged, less that of the base before: 0."""
+    if not arguments.probes:
+        return {}
+    found = {}
+    fresh = Generator.load(BASE)
+    for name in ("arc-easy", "piqa"):
+        probe = read_probe(data_folder() / "general" / f"{name}.jsonl.gz")
+        values = [run_probe(model, probe, limit=arguments.probes) for model in (fresh, generator)]
+        for measure, estimate in values[1].estimates.items():
+            found[f"{name}, {measure}"] = estimate.mean - values[0].estimates[measure].mean
+    return found
+
+
+if __name__ == "__main__":
+    main()
