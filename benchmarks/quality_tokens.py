@@ -5,8 +5,8 @@
 
 Trained on SQuAD's train questions with BM25's passages, the best step chosen on 100 more of them,
 evaluated on dev. Each part is a way to train; what is learnt is kept in `--work` and gone on from.
-Its table: the prompt alone, unplugged, and k = 1, 5, 10 and all tokens, at 0, 1, 3 and 5 passages by
-BM25 and 3 by dense retrieval; the same with the passages of another question, which tells learning
+Its table: the prompt alone, unplugged, and k = 1, 5, 10 and all tokens, at 0, 1, 3 and 5 passages
+by BM25 and 3 by dense retrieval; the same with another question's passages, which tells learning
 to read from learning to answer briefly.
 """
 
