@@ -92,7 +92,7 @@ def _example(tokens: VirtualTokens) -> Prompt:
     from .types import Document, Hit
 
     hits = [Hit(Document(title or "-", text, title), 1.0) for title, text in PASSAGES]
-    style = tokens.style.placing(tokens.placement)
+    style = tokens.style
     return build_prompt(
         style, QUESTION, hits, budget=2000, window=4000, count=len, sentences=sentences
     )
@@ -116,7 +116,7 @@ def _manifest(base: str, tokens: VirtualTokens, trained: int, exported: Exported
         "first_id": exported.first_id,
         "layout": tokens.layout,
         "placement": tokens.placement,
-        "style": tokens.style.placing(tokens.placement).to_json(),
+        "style": tokens.style.to_json(),
         "placeholder": None if exported.messages is None else PLACEHOLDER,
         "stop": list(PLAIN_STOPS) if tokens.layout == "plain" else [],
         "highest_probability_in_example": exported.probability,
