@@ -40,8 +40,7 @@ class TokenSettings:
     layout: Literal["auto", "chat", "plain"] = "auto"
     """Whether the chat template is used; auto uses it if there is one."""
     placement: Literal["middle", "front", "last", "prompt-tuning"] = "middle"
-    """Where tokens T stand beside passages R and question Q: [R,T,Q], [T,R,Q], [R,Q,T], or before
-    all, by peft's prompt tuning. All but the first are there to be compared with."""
+    """Behind the passages; or, to compare with, before them, last, or before all (by peft)."""
     prompt: str = "virtual-tokens"
     """The prompt's wording."""
     retriever: Literal["bm25", "dense", "hybrid"] | None = None
@@ -49,8 +48,7 @@ class TokenSettings:
     encoder: str | None = None
     """The encoder of the dense search; the one named in the index if not given."""
     passages: str = "1-5"
-    """How many retrieved passages a prompt shows while training: drawn from this range. Evaluation
-    shows the most."""
+    """Retrieved passages in a prompt, drawn from this range; evaluation shows the most."""
     shuffle: bool = False
     """Show passages in a random order, not by their ranks; their keys and values are not kept."""
     fixed: bool = False
@@ -84,8 +82,7 @@ class TokenSettings:
     prefix_cache_folder: Path | None = None
     """Keep them in this folder and not in memory."""
     gradient_checkpointing: bool = False
-    """Keep no activations but read again on the way back, the passages too: less memory, for
-    --placement front, where nothing stands before the tokens. It takes the place of the cache."""
+    """Read again on the way back, in place of the cache: less memory with --placement front."""
     context_tokens: int = 1024
     """Tokens that the passages may take in a prompt."""
     max_new_tokens: int = 32
