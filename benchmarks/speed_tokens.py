@@ -52,7 +52,7 @@ def main() -> None:
     batches = rows_of(generator, arguments)
     row = measure(generator, batches, arguments.rounds)
     settings = vars(arguments) | {"tokens": TOKENS, "precision": "fp32"}
-    save("speed/tokens", [row], settings | {"threads": torch.get_num_threads()})
+    save("training/tokens", [row], settings | {"threads": torch.get_num_threads()})
     Console().print(row)
 
 
