@@ -44,6 +44,11 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
+def file_record(path: Path | None) -> dict[str, str] | None:
+    """Name a file and the hash of what it holds, as results keep it; None for no file."""
+    return {"path": str(path), "hash": file_hash(path)} if path else None
+
+
 def folder_hash(path: Path, suffixes: tuple[str, ...] = ()) -> str:
     """Return one hash over the names and bytes of a folder's files (of these suffixes, if any)."""
     files = (file for file in path.rglob("*") if file.is_file())

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from cyclopts import Parameter
 
+from .artefacts import file_record
 from .assemble import PipelineSettings, assemble, load_generator, open_index, resolved
 from .console import parse_where, print_json, print_tables, progress_bars, say
 from .errors import SettingsError
@@ -154,8 +155,8 @@ def _measure(
             replace=evaluation.replace,
             settings={
                 "command": {name: _plain(value) for name, value in asdict(settings).items()},
-                "questions": _file(evaluation.questions),
-                "qrels": _file(evaluation.qrels),
+                "questions": file_record(evaluation.questions),
+                "qrels": file_record(evaluation.qrels),
                 "index": index.fingerprint(),
                 "reader": evaluation.reader,
             },
@@ -232,15 +233,9 @@ def _score_run(evaluation: EvaluationSettings, seed: int) -> Results:
         examples=read_questions(evaluation.questions) if evaluation.questions else None,
         output=evaluation.output,
         replace=evaluation.replace,
-        settings={"run": _file(evaluation.run), "qrels": _file(evaluation.qrels)},
+        settings={"run": file_record(evaluation.run), "qrels": file_record(evaluation.qrels)},
         seed=seed,
     )
-
-
-def _file(path: Path | None) -> dict[str, str] | None:
-    from .artefacts import file_hash
-
-    return {"path": str(path), "hash": file_hash(path)} if path else None
 
 
 def _names(text: str) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from random import Random
 
-from ragkit.artefacts import file_hash, fingerprint, read_json, write_json
+from ragkit.artefacts import fingerprint, read_json, write_json
 from ragkit.assemble import RetrievalSettings, assemble, open_index, resolved
 from ragkit.corpus import read_qrels, read_questions
 from ragkit.errors import DataError, SettingsError
@@ -19,15 +19,12 @@ _log = logging.getLogger(__name__)
 _SLICE = 256
 
 
-def answered(path: Path, qrels: Path | None, limit: int | None, seed: int) -> list[Example]:
-    """Read the questions that have answers: those that the qrels judge, and so many of them.
+def answered(path: Path, qrels: Path | None) -> list[Example]:
+    """Read the questions that have answers, of those that the qrels judge.
 
     Raises:
         DataError: none has an answer.
-        SettingsError: `limit` is below 1.
     """
-    if limit is not None and limit < 1:
-        raise SettingsError(f"a limit of questions must be at least 1, not {limit}")
     examples = read_questions(path)
     if qrels is not None:
         judged = read_qrels(qrels)
@@ -47,9 +44,20 @@ def answered(path: Path, qrels: Path | None, limit: int | None, seed: int) -> li
             len(examples),
             path,
         )
-    if limit is None or limit >= len(found):
-        return found
-    return Random(seed).sample(found, limit)
+    return found
+
+
+def drawn(examples: list[Example], limit: int | None) -> list[Example]:
+    """Return so many questions, drawn at random; all of them where there are no more.
+
+    Raises:
+        SettingsError: `limit` is below 1.
+    """
+    if limit is None or limit >= len(examples):
+        return examples
+    if limit < 1:
+        raise SettingsError(f"--limit must be at least 1, not {limit}")
+    return Random(0).sample(examples, limit)
 
 
 def held_out(examples: Sequence[Example], count: int) -> tuple[list[Example], list[Example]]:
@@ -132,8 +140,3 @@ def retrieved(
     for query, place in zip(queries, asked, strict=True):
         own[place] = [Hit(index.documents[int(row)], score) for row, score in kept[query.id]]
     return own
-
-
-def described(path: Path | None) -> dict[str, str] | None:
-    """Name a file and the hash of what it holds."""
-    return None if path is None else {"path": str(path), "hash": file_hash(path)}

@@ -66,10 +66,8 @@ def results_of(
         "seeds": {
             str(seed): asdict(history) for seed, (_, history) in zip(seeds, learnt, strict=True)
         },
-        "settings": {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in asdict(settings).items()
-        },
+        "settings": settings.to_json(),
+        "best_seed": str(seeds[best]),
         "prefixes": {
             "tokens_read": run.prefixes.read_tokens if run.prefixes else 0,
             "tokens_kept": run.prefixes.kept_tokens if run.prefixes else 0,
@@ -82,12 +80,6 @@ def results_of(
     }
 
 
-def best_of(results: Mapping[str, Any]) -> str:
-    """Return the seed with the least loss on dev."""
-    seeds = results["seeds"]
-    return str(min(seeds, key=lambda seed: min(seeds[seed]["evaluations"].values())))
-
-
 def write(
     folder: Path,
     seeds: Sequence[int],
@@ -95,15 +87,14 @@ def write(
     results: Mapping[str, Any],
 ) -> None:
     """Write the best seed's tokens, all seeds' beside them if there are several, and the report."""
-    best = best_of(results)
     for seed, tokens in zip(seeds, learnt, strict=True):
-        if str(seed) == best:
+        if str(seed) == results["best_seed"]:
             tokens.save(folder)
         if len(seeds) > 1:
             apart = folder / "seeds" / str(seed)
             apart.mkdir(parents=True)
             tokens.save(apart)
-    write_json(folder / "results.json", dict(results) | {"ragkit": __version__, "best_seed": best})
+    write_json(folder / "results.json", dict(results) | {"ragkit": __version__})
     write_text(folder / "README.md", card(learnt[0], results))
 
 

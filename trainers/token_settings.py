@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cyclopts import Parameter
 
@@ -97,6 +97,11 @@ class TokenSettings:
     """The model's number format; the tokens are learnt in fp32 always."""
     replace: bool = False
     """Replace the output that is there."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as JSON values."""
+        values = asdict(self)
+        return {n: str(v) if isinstance(v, Path) else v for n, v in values.items()}
 
 
 def check(settings: TokenSettings) -> tuple[list[int], list[int]]:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from random import Random
 from typing import TYPE_CHECKING, Any
 
-from ragkit.artefacts import check_output, fingerprint, new_folder, read_json, write_json
+from ragkit.artefacts import (
+    check_output,
+    file_record,
+    fingerprint,
+    new_folder,
+    read_json,
+    write_json,
+)
 from ragkit.assemble import RetrievalSettings
 from ragkit.console import print_json, print_tables, progress_bars, say
 from ragkit.errors import SettingsError
-from ragkit.types import Example, Progress
+from ragkit.types import Progress
 
-from .questions import answered, check_apart, described, held_out, retrieved
+from .questions import answered, check_apart, drawn, held_out, retrieved
 from .token_results import results_of, tables, write
 from .token_settings import TokenSettings, check, passage_range
 
@@ -86,17 +91,16 @@ def prepared(settings: TokenSettings, progress: Progress) -> tuple[TokenRun, dic
     from ragkit.training.token_runs import Retrieved
 
     low, high = passage_range(settings.passages)
-    train = answered(settings.questions, settings.qrels, None, 0)
+    train = answered(settings.questions, settings.qrels)
     if settings.dev_questions or settings.dev_qrels:
-        dev = answered(
-            settings.dev_questions or settings.questions, settings.dev_qrels, settings.dev_limit, 0
-        )
+        dev = answered(settings.dev_questions or settings.questions, settings.dev_qrels)
+        dev = drawn(dev, settings.dev_limit)
     else:
         train, dev = held_out(train, settings.dev_limit)
     check_apart(train, dev)
     if len(dev) < 2:
         raise SettingsError("at least 2 questions to evaluate on are needed")
-    train = _drawn(train, settings.limit)
+    train = drawn(train, settings.limit)
     device = _device(settings.device)
     by = RetrievalSettings(
         index=settings.index,
@@ -108,7 +112,7 @@ def prepared(settings: TokenSettings, progress: Progress) -> tuple[TokenRun, dic
     with processes(device).main_process_first():  # the others find what the first has kept
         parts = [Retrieved(part, retrieved(part, by, high, progress)) for part in (train, dev)]
     files = {
-        name: described(getattr(settings, name))
+        name: file_record(getattr(settings, name))
         for name in ("questions", "qrels", "dev_questions", "dev_qrels")
     }
     data = files | {"train": len(train), "dev": len(dev), "passages": _hash_of(parts)}
@@ -223,7 +227,7 @@ def _check_state(folder: Path, settings: TokenSettings, files: dict[str, Any]) -
     """
     free = {"replace", "device", "prefix_cache", "prefix_cache_folder", "report_to"}
     free |= {"token_counts", "seeds", "output"}
-    made = {name: plain(value) for name, value in asdict(settings).items() if name not in free}
+    made = {name: value for name, value in settings.to_json().items() if name not in free}
     made |= {"data": files}
     path = folder / "run.json"
     if path.exists():
@@ -249,16 +253,3 @@ def _device(name: str | None) -> torch.device:
     device = torch.device(check_device(name))
     state = processes(device)
     return torch.device(state.device) if state.num_processes > 1 else device
-
-
-def _drawn(examples: list[Example], limit: int | None) -> list[Example]:
-    if limit is None or limit >= len(examples):
-        return examples
-    if limit < 1:
-        raise SettingsError(f"--limit must be at least 1, not {limit}")
-    return Random(0).sample(examples, limit)
-
-
-def plain(value: Any) -> Any:
-    """Return a setting as JSON holds it."""
-    return str(value) if isinstance(value, Path) else value
