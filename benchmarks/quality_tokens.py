@@ -13,6 +13,7 @@ to read from learning to answer briefly.
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -24,6 +25,7 @@ from measure import data_folder, save
 from rich.console import Console
 
 from ragkit import Index
+from ragkit.artefacts import write_json
 from ragkit.console import progress_bars
 from ragkit.corpus import read_documents, read_qrels, read_questions
 from ragkit.evaluation.probe_files import read_probe
@@ -47,7 +49,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "fixed": {"fixed": True},
     "prompt-tuning": {"placement": "start", "fixed": True},
 }
-CHOOSING = 100  # questions that choose the best step
+CHOOSING = 48  # questions that choose the best step
 
 
 def main() -> None:
@@ -61,7 +63,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=50)
     parser.add_argument("--steps", type=int, default=750)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--learning-rate", type=float, default=5e-3)
+    parser.add_argument("--learning-rates", default="5e-3", help="tried with the first seed")
+    parser.add_argument("--counts", default="1,5,10,50", help="tokens used, at 3 passages")
     parser.add_argument("--depths", default="0,1,3,5", help="passages shown in the evaluation")
     parser.add_argument("--no-dense", action="store_true")
     parser.add_argument("--prefix-cache", type=float, default=8.0, help="GB")
@@ -75,18 +78,14 @@ def main() -> None:
         cache = PrefixCache(generator.model, int(arguments.prefix_cache * 1e9))
         for part in arguments.parts.split(","):
             run = run_of(part, generator, train, arguments, cache)
-            learnt = [learn(run, part, seed, arguments, progress) for seed in seeds(arguments)]
+            learnt, training = learnt_by_seed(run, part, arguments, progress)
             found = table(run, learnt, dev, dense, arguments, progress)
+            found["training"] = training
             found["base unchanged"] = before == weights_hash(generator.model.state_dict())
             found["probes"] = probes(generator, arguments)
             used = {name: str(value) for name, value in vars(arguments).items() if name != "work"}
             save(f"tokens/{part}", [found], used)
             Console(width=120).print(found["conditions"])
-
-
-def seeds(arguments: Any) -> list[int]:
-    """Return the seeds asked for."""
-    return [int(seed) for seed in arguments.seeds.split(",")]
 
 
 def tasks(arguments: Any, place: Path) -> tuple[Retrieved, Retrieved, Retrieved | None]:
@@ -139,24 +138,48 @@ def run_of(
     )
 
 
-def learn(run: TokenRun, part: str, seed: int, arguments: Any, progress: Progress) -> VirtualTokens:
+def learnt_by_seed(
+    run: TokenRun, part: str, arguments: Any, progress: Progress
+) -> tuple[list[VirtualTokens], dict[str, Any]]:
+    """Return the tokens of each seed, at the rate that was best for the first one."""
+    seeds = [int(seed) for seed in arguments.seeds.split(",")]
+    rates = [float(rate) for rate in arguments.learning_rates.split(",")]
+    tried = [learn(run, part, seeds[0], rate, arguments, progress) for rate in rates]
+    losses = [min(history["evaluations"].values()) for _, history in tried]
+    rate = rates[losses.index(min(losses, strict=True))]
+    done = [tried[rates.index(rate)]]
+    done += [learn(run, part, seed, rate, arguments, progress) for seed in seeds[1:]]
+    training = {
+        "loss of each learning rate": dict(
+            zip(arguments.learning_rates.split(","), losses, strict=True)
+        ),
+        "learning rate": rate,
+        "histories": [history for _, history in done],
+    }
+    return [tokens for tokens, _ in done], training
+
+
+def learn(
+    run: TokenRun, part: str, seed: int, rate: float, arguments: Any, progress: Progress
+) -> tuple[VirtualTokens, dict[str, Any]]:
     """Learn the tokens of one seed, or take what was learnt before."""
-    folder = arguments.work / part / str(seed)
-    if (folder / "manifest.json").exists():
-        return VirtualTokens.load(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = LoopSettings(
-        steps=arguments.steps,
-        batch=arguments.batch,
-        learning_rate=arguments.learning_rate,
-        evaluate_every=max(1, arguments.steps // 10),
-        seed=seed,
-    )
-    fixed = WAYS[part].get("fixed", False)
-    tokens, history = run.learn(settings, folder, fixed=fixed, progress=progress)
-    Console().print(part, seed, asdict(history))
-    tokens.save(folder)
-    return tokens
+    folder = arguments.work / part / f"{seed}-{rate:g}"
+    if not (folder / "history.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = LoopSettings(
+            steps=arguments.steps,
+            batch=arguments.batch,
+            learning_rate=rate,
+            evaluate_every=max(1, arguments.steps // 10),
+            seed=seed,
+        )
+        fixed = WAYS[part].get("fixed", False)
+        tokens, history = run.learn(settings, folder, fixed=fixed, progress=progress)
+        tokens.save(folder)
+        write_json(folder / "history.json", asdict(history))
+        Console().print(part, seed, rate, asdict(history))
+    history = json.loads((folder / "history.json").read_text(encoding="utf-8"))
+    return VirtualTokens.load(folder), history
 
 
 def table(
@@ -182,7 +205,7 @@ def table(
             chosen = [tokens.first(count) for tokens in learnt]
             conditions.append(Condition(f"{name}: {count} tokens", prompts, chosen))
 
-    every = [k for k in (1, 5, 10) if k < arguments.tokens] + [arguments.tokens]
+    every = [int(count) for count in arguments.counts.split(",")]
     depths = [int(depth) for depth in arguments.depths.split(",")]
     for depth in depths:
         hits = [found[:depth] for found in dev.hits]
