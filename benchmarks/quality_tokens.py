@@ -16,7 +16,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -38,8 +38,8 @@ from ragkit.readers import GeneratorReader
 from ragkit.retrievers import Bm25Retriever, DenseRetriever
 from ragkit.styles import style_named
 from ragkit.training.keeper import LoopSettings
-from ragkit.training.token_runs import Condition, Retrieved, TokenRun, measured
-from ragkit.types import Example, Hit, Progress
+from ragkit.training.token_runs import Condition, Retrieved, TokenRun, answered, scored
+from ragkit.types import Hit, Progress
 
 BASE = "SmolLM2-135M-Instruct"
 WAYS: dict[str, dict[str, Any]] = {
@@ -50,6 +50,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "prompt-tuning": {"placement": "start", "fixed": True},
 }
 CHOOSING = 48  # questions that choose the best step
+SLICE = 25  # questions that are answered at a time
 
 
 def main() -> None:
@@ -79,7 +80,7 @@ def main() -> None:
         for part in arguments.parts.split(","):
             run = run_of(part, generator, train, arguments, cache)
             learnt, training = learnt_by_seed(run, part, arguments, progress)
-            found = table(run, learnt, dev, dense, arguments, progress)
+            found = table(run, part, learnt, dev, dense, arguments, progress)
             found["training"] = training
             found["base unchanged"] = before == weights_hash(generator.model.state_dict())
             found["probes"] = probes(generator, arguments)
@@ -184,6 +185,7 @@ def learn(
 
 def table(
     run: TokenRun,
+    part: str,
     learnt: Sequence[VirtualTokens],
     dev: Retrieved,
     dense: Retrieved | None,
@@ -216,17 +218,52 @@ def table(
     add("of another question, 3 passages", [hits[:3] for hits in others], every[-1:])
     best = f"BM25, 3 passages: {arguments.tokens} tokens"
     conditions.sort(key=lambda condition: condition.name == best)  # what differences are of
-    found = measured(run.generator, examples, conditions, max_new_tokens=24, progress=progress)
-    found["examples"] = _examples(examples, found.pop("answers"))
-    return found
-
-
-def _examples(examples: Sequence[Example], answers: dict[str, Any]) -> list[dict[str, Any]]:
-    return [
+    answers = answers_by_parts(run, conditions, len(examples), part, arguments, progress)
+    found = scored(examples, answers)
+    found["examples"] = [
         {"question": example.query.text, "gold": list(example.answers)}
         | {name: of[0][place] for name, of in answers.items()}
         for place, example in enumerate(examples[:5])
     ]
+    return found
+
+
+def answers_by_parts(
+    run: TokenRun,
+    conditions: Sequence[Condition],
+    count: int,
+    part: str,
+    arguments: Any,
+    progress: Progress,
+) -> dict[str, list[list[str]]]:
+    """Answer some questions at a time, and keep each part's answers: several processes may share.
+
+    A part that another process has begun is left to it, until nothing else is to be done.
+    """
+    folder = arguments.work / part / "answers"
+    folder.mkdir(parents=True, exist_ok=True)
+    starts = range(0, count, SLICE)
+    for alone in (False, True):
+        for start in starts:
+            path = folder / f"{start}.json"
+            begun = folder / f"{start}.begun"
+            if path.exists() or (begun.exists() and not alone):
+                continue
+            begun.touch()
+            some = [
+                replace(condition, prompts=condition.prompts[start : start + SLICE])
+                for condition in conditions
+            ]
+            found = answered(run.generator, some, max_new_tokens=24, progress=progress)
+            write_json(path, found)
+    parts = [json.loads((folder / f"{start}.json").read_text()) for start in starts]
+    return {
+        condition.name: [
+            [text for each in parts for text in each[condition.name][seed]]
+            for seed in range(len(condition.tokens))
+        ]
+        for condition in conditions
+    }
 
 
 def probes(generator: Generator, arguments: Any) -> dict[str, float]:

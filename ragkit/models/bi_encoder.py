@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Router
 
 from ..artefacts import fingerprint
 from ..errors import ModelError
@@ -152,8 +153,33 @@ class BiEncoder:
         return [(start, end) for start, end in encoded["offset_mapping"] if end > start]
 
     def describe(self) -> dict[str, Any]:
-        """Return name, settings and `fingerprint`: equal fingerprints mean the same vectors."""
-        return {"name": self.name, **self._identity, "fingerprint": fingerprint(self._identity)}
+        """Return name, settings and `fingerprint`: equal fingerprints mean the same vectors.
+
+        An encoder that reads queries in a way of their own tells under `base` the fingerprint of
+        the encoder whose documents' side it has: it searches the index of that one.
+        """
+        told = {"name": self.name, **self._identity, "fingerprint": fingerprint(self._identity)}
+        modules: Any = list(self.model)
+        plain: list[Any] = []
+        for module in modules:
+            of: Any = module.sub_modules["document"] if isinstance(module, Router) else [module]
+            plain += of
+        if len(plain) > len(modules) or any(isinstance(module, Router) for module in modules):
+            told["base"] = self._like(plain).describe()["fingerprint"]
+        return told
+
+    def _like(self, modules: list[Any]) -> BiEncoder:
+        model = SentenceTransformer(
+            modules=modules,
+            device=str(self.model.device),
+            similarity_fn_name=self.model.similarity_fn_name,
+        )
+        return BiEncoder(
+            model,
+            query_prompt=self.query_prompt,
+            document_prompt=self.document_prompt,
+            precision="fp32",
+        )
 
     @cached_property
     def _identity(self) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""The training loop: transformers' `Trainer`, with weights and states in safetensors alone.
+"""The training loop: transformers' `Trainer`, or sentence-transformers' where it is given a loss,
+with weights and states in safetensors alone.
 
 The Trainer does steps, accumulation, clipping, processes and reports. What it would pickle
 (optimiser, schedule, random states) the keeper keeps: one file, replaced in one step, from which a
@@ -27,6 +28,7 @@ def train(
     folder: Path,
     *,
     evaluate: Callable[[], float] | None = None,
+    loss: torch.nn.Module | None = None,
     progress: Progress = quiet,
 ) -> History:
     """Train a module's parameters, and leave it with the best that were evaluated.
@@ -34,12 +36,14 @@ def train(
     Every process of a distributed run calls this; rank 0 alone writes.
 
     Args:
-        module: gives `{"loss": …}` for a batch and `num_items_in_batch`.
+        module: gives `{"loss": …}` for a batch and `num_items_in_batch`; or, with a `loss`, a
+            SentenceTransformer or a CrossEncoder.
         rows: gives the rows of the run from that place on.
         collate: makes a batch of rows; its `labels` are counted over a step, but those of -100.
         settings: how.
         folder: where the state is kept; one that is there is gone on from.
         evaluate: gives what is to become small; without it the last weights are kept.
+        loss: called as sentence-transformers' losses are, on what `collate` gives its trainer.
         progress: told of the stage `train`.
 
     Raises:
@@ -58,48 +62,56 @@ def train(
     keeper = Keeper(module, parameters, optimizer, schedule, settings, folder, evaluate, progress)
     keeper.restore()
     if keeper.history.step < settings.steps:
-        _trainer(module, rows, collate, settings, folder, keeper).train()
+        data = rows(keeper.history.step * settings.batch)
+        arguments = _arguments(settings, folder, device, keeper.history.step)
+        options: dict[str, Any] = {
+            "optimizers": (optimizer, schedule),
+            "callbacks": [keeper],
+        }
+        if loss is None:
+            trainer = Trainer(
+                model=module,
+                args=one_device(TrainingArguments(**arguments)),
+                data_collator=collate,
+                train_dataset=data,
+                **options,
+            )
+        else:
+            from .sentence_trainer import sentence_trainer
+
+            trainer = sentence_trainer(module, loss, data, collate, arguments, options)
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
     keeper.take_best()
     return keeper.history
 
 
-def _trainer(
-    module: torch.nn.Module,
-    rows: Callable[[int], Dataset[Any]],
-    collate: Callable[[Sequence[Any]], dict[str, Any]],
-    settings: LoopSettings,
-    folder: Path,
-    keeper: Keeper,
-) -> Trainer:
-    device = next(module.parameters()).device
+def _arguments(
+    settings: LoopSettings, folder: Path, device: torch.device, done: int
+) -> dict[str, Any]:
+    """Return the Trainer's arguments for the steps that are left."""
     together = processes(device).num_processes
     passes = settings.passes(together)
-    done = keeper.history.step
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=settings.steps - done,
-        per_device_train_batch_size=settings.batch // (passes * together),
-        gradient_accumulation_steps=passes,
-        max_grad_norm=settings.clip,
-        seed=settings.seed,
-        logging_steps=settings.evaluate_every,
-        report_to=list(settings.report_to),
-        save_strategy="no",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        train_sampling_strategy="sequential",
-        use_cpu=device.type == "cpu",
-        dataloader_pin_memory=False,
-        ddp_find_unused_parameters=False,
-    )
-    arguments._n_gpu = min(1, arguments.n_gpu)  # a process a GPU: there is no DataParallel here
-    trainer = Trainer(
-        model=module,
-        args=arguments,
-        data_collator=collate,
-        train_dataset=rows(done * settings.batch),
-        optimizers=(keeper.optimizer, keeper.schedule),
-        callbacks=[keeper],
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
+    return {
+        "output_dir": str(folder),
+        "max_steps": settings.steps - done,
+        "per_device_train_batch_size": settings.batch // (passes * together),
+        "gradient_accumulation_steps": passes,
+        "max_grad_norm": settings.clip,
+        "seed": settings.seed,
+        "logging_steps": settings.evaluate_every,
+        "report_to": list(settings.report_to),
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "train_sampling_strategy": "sequential",
+        "use_cpu": device.type == "cpu",
+        "dataloader_pin_memory": False,
+        "ddp_find_unused_parameters": False,
+    }
+
+
+def one_device(arguments: TrainingArguments) -> TrainingArguments:
+    """Take a GPU a process: there is no DataParallel here."""
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments

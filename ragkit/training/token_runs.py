@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -225,62 +226,72 @@ def measured(
     """Answer questions in all conditions at once, and score them; passages are read once.
 
     Returns:
-        condition -> measure -> estimate over questions and seeds; under `differences` the last
-        condition minus each other one, paired by question; under `answers` the texts.
+        what `scored` does, and the texts under `answers`.
     """
+    answers = answered(generator, conditions, max_new_tokens=max_new_tokens, progress=progress)
+    return scored(examples, answers, seed=seed) | {"answers": answers}
+
+
+def answered(
+    generator: Generator,
+    conditions: Sequence[Condition],
+    *,
+    max_new_tokens: int = 32,
+    progress: Progress = quiet,
+) -> dict[str, list[list[str]]]:
+    """Answer all conditions' prompts in one call: condition -> texts [seeds, questions]."""
     prompts: list[Prompt] = []
     plugged: list[VirtualTokens | None] = []
     for condition in conditions:
         for tokens in condition.tokens:
             prompts += condition.prompts
-            plugged += [tokens] * len(examples)
+            plugged += [tokens] * len(condition.prompts)
     progress("answer", 0, len(prompts))
-    texts = generator.generate(
-        prompts,
-        max_new_tokens=max_new_tokens,
-        virtual_tokens=plugged,
-        progress=lambda done: progress("answer", done, len(prompts)),
+    texts = iter(
+        generator.generate(
+            prompts,
+            max_new_tokens=max_new_tokens,
+            virtual_tokens=plugged,
+            progress=lambda done: progress("answer", done, len(prompts)),
+        )
     )
-    scores: dict[str, dict[str, list[list[float]]]] = {}
-    answers: dict[str, list[list[str]]] = {}
-    place = 0
-    for condition in conditions:
-        for _ in condition.tokens:
-            part = texts[place : place + len(examples)]
-            place += len(examples)
-            answers.setdefault(condition.name, []).append(part)
-            values = [_scores(text, example) for text, example in zip(part, examples, strict=True)]
-            for measure in ANSWER_MEASURES:
-                by_seed = scores.setdefault(condition.name, {}).setdefault(measure, [])
-                by_seed.append([value[measure] for value in values])
-    last = conditions[-1].name
-    others = [condition.name for condition in conditions[:-1]]
     return {
-        "conditions": {
-            name: {
-                measure: asdict(estimate)
-                for measure, estimate in zip(
-                    of, bootstrap_means(list(of.values()), seed=seed), strict=True
-                )
-            }
-            for name, of in scores.items()
-        },
-        "differences": {
-            f"{last} - {other}": {
-                measure: asdict(difference)
-                for measure, difference in zip(
-                    ANSWER_MEASURES,
-                    paired_differences(
-                        [(scores[other][m], scores[last][m]) for m in ANSWER_MEASURES], seed=seed
-                    ),
-                    strict=True,
-                )
-            }
-            for other in others
-            if len(examples) > 1
-        },
-        "answers": answers,
+        condition.name: [list(islice(texts, len(condition.prompts))) for _ in condition.tokens]
+        for condition in conditions
     }
+
+
+def scored(
+    examples: Sequence[Example], answers: Mapping[str, Sequence[Sequence[str]]], *, seed: int = 0
+) -> dict[str, Any]:
+    """Score the answers of conditions, texts [seeds, questions] each.
+
+    Returns:
+        under `conditions`: condition -> measure -> estimate over questions and seeds; under
+        `differences` the last condition minus each other one, paired by question.
+    """
+    scores = {
+        name: [
+            [_scores(text, example) for text, example in zip(texts, examples, strict=True)]
+            for texts in of
+        ]
+        for name, of in answers.items()
+    }
+
+    def matrix(name: str, measure: str) -> list[list[float]]:
+        return [[value[measure] for value in of] for of in scores[name]]
+
+    *others, last = answers
+    found: dict[str, Any] = {"conditions": {}, "differences": {}}
+    for name in answers:
+        estimates = bootstrap_means([matrix(name, m) for m in ANSWER_MEASURES], seed=seed)
+        found["conditions"][name] = dict(zip(ANSWER_MEASURES, map(asdict, estimates), strict=True))
+    for other in others if len(examples) > 1 else []:
+        pairs = [(matrix(other, m), matrix(last, m)) for m in ANSWER_MEASURES]
+        differences = map(asdict, paired_differences(pairs, seed=seed))
+        named = dict(zip(ANSWER_MEASURES, differences, strict=True))
+        found["differences"][f"{last} - {other}"] = named
+    return found
 
 
 def _scores(text: str, example: Example) -> dict[str, float]:
