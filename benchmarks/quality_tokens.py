@@ -147,7 +147,7 @@ def learnt_by_seed(
     rates = [float(rate) for rate in arguments.learning_rates.split(",")]
     tried = [learn(run, part, seeds[0], rate, arguments, progress) for rate in rates]
     losses = [min(history["evaluations"].values()) for _, history in tried]
-    rate = rates[losses.index(min(losses, strict=True))]
+    rate = rates[losses.index(min(losses))]
     done = [tried[rates.index(rate)]]
     done += [learn(run, part, seed, rate, arguments, progress) for seed in seeds[1:]]
     training = {

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from cyclopts import Parameter
 
 from ragkit.errors import SettingsError
+
+from .runs import json_values, whole_numbers
 
 
 @Parameter(name="*")
@@ -100,8 +102,7 @@ class TokenSettings:
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON values."""
-        values = asdict(self)
-        return {n: str(v) if isinstance(v, Path) else v for n, v in values.items()}
+        return json_values(self)
 
 
 def check(settings: TokenSettings) -> tuple[list[int], list[int]]:
@@ -126,22 +127,12 @@ def check(settings: TokenSettings) -> tuple[list[int], list[int]]:
         )
     if settings.gradient_checkpointing and settings.placement == "prompt-tuning":
         raise SettingsError("--gradient-checkpointing does not go with --placement prompt-tuning")
-    counts = _numbers(settings.token_counts, "--token-counts") if settings.token_counts else []
+    counts = whole_numbers(settings.token_counts, "--token-counts") if settings.token_counts else []
     if counts and max(counts) > settings.tokens:
         raise SettingsError(
             f"--token-counts asks for {max(counts)} virtual tokens; {settings.tokens} are learnt"
         )
-    return _numbers(settings.seeds, "--seeds"), counts
-
-
-def _numbers(text: str, option: str) -> list[int]:
-    try:
-        numbers = [int(number) for number in text.split(",")]
-    except ValueError:
-        raise SettingsError(f"{option} {text!r}: expected whole numbers, such as 0,1,2") from None
-    if len(set(numbers)) < len(numbers) or min(numbers) < 0:
-        raise SettingsError(f"{option} {text!r}: expected different numbers from 0 up")
-    return numbers
+    return whole_numbers(settings.seeds, "--seeds"), counts
 
 
 def passage_range(text: str) -> tuple[int, int]:

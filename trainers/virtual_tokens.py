@@ -12,8 +12,6 @@ from ragkit.artefacts import (
     file_record,
     fingerprint,
     new_folder,
-    read_json,
-    write_json,
 )
 from ragkit.assemble import RetrievalSettings
 from ragkit.console import print_json, print_tables, progress_bars, say
@@ -21,6 +19,7 @@ from ragkit.errors import SettingsError
 from ragkit.types import Progress
 
 from .questions import answered, check_apart, drawn, held_out, retrieved
+from .runs import check_state, own_device, training_state
 from .token_results import results_of, tables, write
 from .token_settings import TokenSettings, check, passage_range
 
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
 
 MARK = "results.json"
 _GB = 1e9
+_FREE = {"prefix_cache", "prefix_cache_folder", "token_counts"}  # beside those of every program
 
 
 def virtual_tokens(*, settings: TokenSettings, json: bool = False) -> None:
@@ -54,24 +54,18 @@ def virtual_tokens(*, settings: TokenSettings, json: bool = False) -> None:
 
     check_output(settings.output, settings.replace, MARK)
     seeds, counts = check(settings)
-    state = settings.output.with_name(f"{settings.output.name}.training")
-    first, run = True, None
+    run = None
     try:
-        with progress_bars() as progress:
+        with training_state(settings.output) as state, progress_bars() as progress:
             run, data = prepared(settings, progress)
-            first = together(run.generator.model.device).is_main_process
             before = weights_hash(run.generator.model.state_dict())
-            _check_state(state, settings, data | {"weights": before})
+            check_state(state, settings.to_json(), data | {"weights": before}, _FREE)
             learnt = [_learn(run, settings, seed, state, progress) for seed in seeds]
-            if not first:
+            if not together(run.generator.model.device).is_main_process:
                 return
             results = results_of(run, settings, seeds, counts, learnt, progress) | {"data": data}
             after = weights_hash(run.generator.model.state_dict())
             results["base"] = {"weights": before, "unchanged": before == after}
-    except BaseException:
-        if first and not any(state.glob("*/*.safetensors")):  # nothing to go on from
-            shutil.rmtree(state, ignore_errors=True)
-        raise
     finally:
         if run is not None and run.prefixes is not None:
             run.prefixes.close()
@@ -101,7 +95,7 @@ def prepared(settings: TokenSettings, progress: Progress) -> tuple[TokenRun, dic
     if len(dev) < 2:
         raise SettingsError("at least 2 questions to evaluate on are needed")
     train = drawn(train, settings.limit)
-    device = _device(settings.device)
+    device = own_device(settings.device)
     by = RetrievalSettings(
         index=settings.index,
         retriever=settings.retriever,
@@ -217,39 +211,3 @@ def _learn(
         shuffle=settings.shuffle,
         progress=lambda _, done, total: progress(f"train, seed {seed}", done, total),
     )
-
-
-def _check_state(folder: Path, settings: TokenSettings, files: dict[str, Any]) -> None:
-    """Refuse to go on from a run of other settings or data, and note what this one is of.
-
-    Raises:
-        SettingsError: telling which setting differs.
-    """
-    free = {"replace", "device", "prefix_cache", "prefix_cache_folder", "report_to"}
-    free |= {"token_counts", "seeds", "output"}
-    made = {name: value for name, value in settings.to_json().items() if name not in free}
-    made |= {"data": files}
-    path = folder / "run.json"
-    if path.exists():
-        kept = read_json(path)
-        differ = sorted(name for name in made if kept.get(name) != made[name])
-        if differ:
-            raise SettingsError(
-                f"{folder} holds the state of a run with other {', '.join(differ)}. Give the same "
-                "ones to go on from it, or remove it to start anew."
-            )
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, made)
-
-
-def _device(name: str | None) -> torch.device:
-    """Return where this process's model goes: each has a GPU of its own, where there are some."""
-    import torch
-
-    from ragkit.models.precision import check_device
-    from ragkit.training.keeper import processes
-
-    device = torch.device(check_device(name))
-    state = processes(device)
-    return torch.device(state.device) if state.num_processes > 1 else device
