@@ -1,4 +1,4 @@
-"""`ragkit-index`: build and inspect index folders."""
+"""`ragkit-index`: build, refresh and inspect index folders."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from ragkit.console import run
 
 from .build import build
 from .info import check, info
+from .refresh import refresh
 
 app = App(
     name="ragkit-index",
-    help="Build and inspect ragkit indexes.",
+    help="Build, refresh and inspect ragkit indexes.",
     version=__version__,
     help_format="plaintext",
 )
-for command in (build, info, check):
+for command in (build, refresh, info, check):
     app.command(command)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,6 +17,8 @@ from ragkit.types import Document
 if TYPE_CHECKING:
     from ragkit.models.bi_encoder import BiEncoder
     from ragkit.stores.index import Index
+
+    from .refresh import RefreshSettings
 
 
 @Parameter(name="*")
@@ -115,7 +117,7 @@ def build_index(corpus: list[Path], settings: BuildSettings, problems: list[Prob
     bm25 = Bm25Settings(settings.variant, settings.k1, settings.b, settings.delta)
     ann = AnnSettings(settings.kind, settings.factory, settings.search_parameters)
     _check_split(settings)
-    encoder = _encoder(settings) if "dense" in stores else None
+    encoder = load_encoder(settings) if "dense" in stores else None
     settings = _fitted(settings, encoder)
     with progress_bars() as progress:
         documents = read_documents(corpus, on_error=settings.on_error, problems=problems)
@@ -137,7 +139,13 @@ def build_index(corpus: list[Path], settings: BuildSettings, problems: list[Prob
         )
 
 
-def _encoder(settings: BuildSettings) -> BiEncoder:
+def load_encoder(settings: BuildSettings | RefreshSettings) -> BiEncoder:
+    """Load the encoder that settings name, with their prompts and length.
+
+    Raises:
+        ModelError: it cannot be found or loaded.
+        SettingsError: there is no such device here.
+    """
     from ragkit.models.bi_encoder import BiEncoder
 
     return BiEncoder.load(
@@ -162,14 +170,24 @@ def _fitted(settings: BuildSettings, encoder: BiEncoder | None) -> BuildSettings
     """Return the settings with pieces that the encoder reads whole."""
     if not encoder or not settings.split_tokens or encoder.document_window >= settings.split_tokens:
         return settings
+    window = checked_window(encoder)
+    overlap = min(settings.split_overlap, window // 2 - 1)
+    return replace(settings, split_tokens=window, split_overlap=overlap)
+
+
+def checked_window(encoder: BiEncoder) -> int:
+    """Return how many tokens of a document an encoder reads.
+
+    Raises:
+        SettingsError: they are too few to be of use.
+    """
     window = encoder.document_window
     if window < 8:
         raise SettingsError(
             f"the encoder reads {encoder.max_length} tokens, of which {window} are left for the "
             "document; 8 are needed. Raise --max-length, or shorten --document-prompt."
         )
-    overlap = min(settings.split_overlap, window // 2 - 1)
-    return replace(settings, split_tokens=window, split_overlap=overlap)
+    return window
 
 
 def _split(
@@ -185,22 +203,26 @@ def _split(
             tokenize=encoder.spans if encoder else None,
             language=code,
         )
-    return _watched(documents, encoder, bool(settings.split_tokens)) if encoder else documents
+    if not encoder:
+        return documents
+    if settings.split_tokens:  # of what was split only a long title is too long
+        return watched(documents, encoder, "their titles are long", lambda d: 2 * len(d.title))
+    return watched(documents, encoder, "nothing was split", lambda d: len(d.contents))
 
 
-def _watched(
-    documents: Iterator[Document], encoder: BiEncoder, were_split: bool
+def watched(
+    documents: Iterable[Document], encoder: BiEncoder, why: str, length: Callable[[Document], int]
 ) -> Iterator[Document]:
-    """Pass documents on, and tell at the end how many the encoder will not read whole."""
+    """Pass documents on, and tell at the end how many the encoder will not read whole, and why.
+
+    `length` tells how many characters to suspect a document by; a token has one at least.
+    """
     window, cut, total = encoder.document_window, 0, 0
     for document in documents:
         total += 1
-        # A token has a character at least; of what was split only a long title is too long.
-        suspect = 2 * len(document.title) if were_split else len(document.contents)
-        cut += suspect > window and len(encoder.spans(document.contents)) > window
+        cut += length(document) > window and len(encoder.spans(document.contents)) > window
         yield document
     if cut:
-        why = "their titles are long" if were_split else "nothing was split"
         say(
             f"{cut} of {total} documents are longer than the {window} tokens that the encoder "
             f"reads ({why}): the dense store knows only their beginnings"

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from .artefacts import to_json
 from .errors import IndexStateError, SettingsError
+from .stores.embeddings import may_search
 from .types import Document, Hit, Query, Retriever, Where
 
 if TYPE_CHECKING:
@@ -28,7 +29,10 @@ class QueryEncoder(Protocol):
         ...
 
     def describe(self) -> Mapping[str, Any]:
-        """Return name, settings and `fingerprint`."""
+        """Return name, settings and `fingerprint`, and `base` if it is of queries only.
+
+        `base` is the fingerprint of the encoder whose documents the queries are compared with.
+        """
         ...
 
 
@@ -94,7 +98,7 @@ class DenseRetriever:
 
     Args:
         index: an index with a dense store.
-        encoder: the encoder that the index was built with.
+        encoder: the encoder that the index was built with, or one that has it as its `base`.
         exact: search every vector even where the index holds an approximate index.
 
     Raises:
@@ -114,13 +118,14 @@ class DenseRetriever:
         self._encoder = encoder
         self._exact = exact
         built, given = index.manifest["encoder"], encoder.describe()
-        if built["fingerprint"] != given["fingerprint"]:
+        if not may_search(built, given):
             told = [key for key in given if key not in ("name", "fingerprint")]
             differing = [key for key in told if given[key] != built.get(key)] or ["fingerprint"]
             raise IndexStateError(
                 f"{index.path}: built with the encoder {built['name']!r}, opened with "
                 f"{given['name']!r}, whose {', '.join(differing)} differ. Use the encoder it was "
-                "built with, or build the index again with --encoder."
+                "built with, or give the index the other one: "
+                f"ragkit-index refresh --index {index.path} --encoder {given['name']}"
             )
 
     def retrieve(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import pytest
 from ragkit.indexers.__main__ import app as index_app
 from sentence_transformers import SentenceTransformer
@@ -344,11 +345,13 @@ class _ShortSighted(BiEncoder):
         *,
         max_length: int | None = None,
         document_prompt: str | None = None,
+        query_prompt: str | None = None,
         **_: Any,
     ) -> Self:
-        loaded = cls.loaded = cls.loaded or BiEncoder.load(name).model
+        loaded = cls.loaded = cls.loaded or BiEncoder.load("all-MiniLM-L6-v2").model
         loaded.max_seq_length = max_length or 256
-        return cls(loaded, name, document_prompt=document_prompt, precision="fp32")
+        prompts = {"query_prompt": query_prompt, "document_prompt": document_prompt}
+        return cls(loaded, name, precision="fp32", **prompts)
 
     def encode_documents(self, texts: Sequence[str], **options: Any) -> Any:
         lengths = self.model.tokenizer([self.document_prompt + text for text in texts])["input_ids"]
@@ -399,6 +402,84 @@ def test_a_long_title_that_hides_the_text_is_told(
     assert "7 are left for the document" in capsys.readouterr().err
     assert run(index_app, [*command, "--replace", "--split-overlap", "128"]) == 2
     assert "overlap=128" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("short_sighted")
+def test_refresh_gives_an_index_another_encoder(
+    tmp_path: Path, index: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["refresh", "--index", str(index), "--encoder"]
+
+    def told(*arguments: str) -> dict[str, Any]:
+        capsys.readouterr()
+        assert run(index_app, [*command, *arguments, "--json"]) == 0
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        assert found["seconds"] >= 0
+        return found
+
+    first = told("tuned", "--document-prompt", "a text: ", "--max-length", "64")
+    assert (first["changed"], first["encoded"], first["resumed"]) == (True, 3, 0)
+    assert first["stores"] == ["bm25", "dense"]
+    fresh = ["build", str(corpus), "--index", str(tmp_path / "fresh"), "--encoder", "tuned"]
+    assert run(index_app, [*fresh, "--document-prompt", "a text: ", "--max-length", "64"]) == 0
+    opened, built = Index.open(index), Index.open(tmp_path / "fresh")
+    assert opened.manifest["encoder"] == built.manifest["encoder"]
+    rows = np.arange(3)
+    np.testing.assert_array_equal(opened.dense.vectors(rows), built.dense.vectors(rows))
+    again = told("tuned", "--document-prompt", "a text: ", "--max-length", "64")
+    assert (again["changed"], again["encoded"]) == (False, 0)
+    asked = ["--document-prompt", "a text: ", "--max-length", "64", "--query-prompt", "asked: "]
+    prompted = told("tuned", *asked)
+    assert (prompted["changed"], prompted["encoded"]) == (True, 0)
+    assert prompted["encoder"]["query_prompt"] == "asked: "
+
+    for arguments, expected in (
+        (["tuned", *asked], "nothing to do, its encoder is tuned already"),
+        (["all-MiniLM-L6-v2", *asked], "none was encoded"),
+        (["tuned"], r"3 documents encoded by tuned in \d+\.\d s, stores bm25, dense, 0\.\d MB"),
+    ):
+        assert run(index_app, [*command, *arguments]) == 0
+        assert re.search(expected, capsys.readouterr().out)
+    assert run(index_app, ["check", "--index", str(index)]) == 0
+
+
+@pytest.mark.usefixtures("short_sighted")
+def test_refresh_tells_of_pieces_that_the_encoder_cuts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = [{"id": "a", "text": "Tin melts early. " * 20}, {"id": "b", "text": "Tin."}]
+    corpus = _lines(tmp_path / "c.jsonl", [*records])
+    place = ["--index", str(tmp_path / "kb")]
+    assert run(index_app, ["build", str(corpus), *place, "--stores", "dense"]) == 0
+    before = Index.open(tmp_path / "kb").manifest
+    for prompt in ("", "question: "):  # nothing is encoded, and nothing told
+        command = ["refresh", *place, "--encoder", "all-MiniLM-L6-v2", "--query-prompt", prompt]
+        assert run(index_app, command) == 0
+        assert capsys.readouterr().err == ""
+    command = ["refresh", *place, "--encoder", "tuned", "--max-length"]
+    assert run(index_app, [*command, "9"]) == 2
+    assert "7 are left for the document" in capsys.readouterr().err
+    assert Index.open(tmp_path / "kb").manifest["segments"] == before["segments"]
+    assert run(index_app, [*command, "40"]) == 0
+    message = "1 of 2 documents are longer than the 38 tokens that the encoder reads (the index"
+    assert message in capsys.readouterr().err
+
+
+def test_refresh_refuses_what_cannot_be(
+    tmp_path: Path, index: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in index.rglob("*")}
+    for place, encoder, code, message in (
+        (tmp_path / "nowhere", "all-MiniLM-L6-v2", 1, "no index here"),
+        (index, str(tmp_path / "no/model"), 1, "no/model"),
+        (index, str(tmp_path), 1, "cannot be loaded"),
+    ):
+        assert run(index_app, ["refresh", "--index", str(place), "--encoder", encoder]) == code
+        assert message in capsys.readouterr().err
+    assert run(index_app, ["refresh", "--index", str(index)]) == 2
+    assert "--encoder" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in index.rglob("*")} == before
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_search_parameters_need_a_kind_that_has_some(

@@ -131,6 +131,33 @@ def test_another_encoder_is_refused_with_the_mend(tmp_path, hash_encoder):
         DenseRetriever(index, hash_encoder(9, name="new"))
 
 
+def test_an_encoder_of_queries_searches_the_index_of_its_base(tmp_path, hash_encoder):
+    documents = [Document(f"d{n}", f"text {n}") for n in range(9)]
+    base = hash_encoder(8, name="base")
+    index = Index.build(tmp_path / "kb", documents, encoder=base)
+
+    class Tower(hash_encoder):
+        """Encodes a query as the base encodes it in capital letters."""
+
+        def encode_queries(self, texts):
+            return super().encode_queries([text.upper() for text in texts])
+
+        def describe(self):
+            return super().describe() | {"base": of}
+
+    of = base.describe()["fingerprint"]
+    scores = (
+        base.encode_queries(["TEXT 5"])
+        @ base.encode_queries([document.contents for document in documents]).T
+    )
+    hits = DenseRetriever(index, Tower(8, name="tower")).retrieve([Query("q", "text 5")], 9)[0]
+    assert [hit.document.id for hit in hits] == [f"d{n}" for n in np.argsort(-scores[0])]
+    assert [hit.score for hit in hits] == pytest.approx(sorted(scores[0], reverse=True))
+    of = "another-8"
+    with pytest.raises(IndexStateError, match="whose base differ"):
+        DenseRetriever(index, Tower(8, name="tower"))
+
+
 # --- rerankers
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,7 @@ def build_ann(
 
     Raises:
         SettingsError: FAISS refuses the factory string, or cannot train it on these vectors.
+        OSError: the file cannot be written.
     """
     total = sum(len(part) for part in embeddings)
     factory = settings.factory_for(total)
@@ -90,7 +92,11 @@ def build_ann(
             index.add(block)
             done += len(block)
             progress(done, total)
-    faiss.write_index(index, str(path))
+    try:
+        faiss.write_index(index, str(path))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise OSError(errno.EIO, f"FAISS cannot write it: {reason}", str(path)) from error
 
 
 def check_ann(settings: AnnSettings, dimension: int) -> None:

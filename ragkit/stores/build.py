@@ -60,10 +60,11 @@ def build_index(
             manifest["bm25"] = asdict(bm25 or Bm25Settings())
         if dense_encoder:
             manifest["encoder"] = dict(dense_encoder.describe())
-            manifest["ann"] = asdict(ann) | {"file": None}
-            _write_dense(folders, dense_encoder, progress)
-            _write_ann(place, folders, ann, manifest, progress)
-        _commit(path, place, folders, manifest)
+            files = [folder / "embeddings.npy" for folder in folders]
+            write_dense(folders, files, dense_encoder, progress)
+            write_ann(place, folders, ann, manifest, progress)
+        manifest["segments"] = [_segment(folder) for folder in folders]
+        publish(path, place, manifest)
 
 
 def check_build(path: Path, stores: Sequence[str], replace: bool) -> None:
@@ -119,10 +120,26 @@ def _write_bm25(folders: Sequence[Path], analyser: Analyser, progress: Progress)
         write_postings(folder / "bm25", texts(DocumentStore([folder])), analyser)
 
 
-def _write_dense(folders: Sequence[Path], encoder: DocumentEncoder, progress: Progress) -> None:
+def write_dense(
+    folders: Sequence[Path],
+    files: Sequence[Path],
+    encoder: DocumentEncoder,
+    progress: Progress,
+    *,
+    resume: bool = False,
+) -> int:
+    """Encode the documents of segments, a file each, and return how many were encoded.
+
+    Args:
+        folders: the segments.
+        files: where their embeddings go.
+        encoder: gives the vectors.
+        progress: told of the documents done.
+        resume: go on where an earlier call was stopped; see `write_embeddings`.
+    """
     total = len(DocumentStore(folders))
-    before = 0
-    for folder in folders:
+    before = encoded = 0
+    for folder, file in zip(folders, files, strict=True):
         store = DocumentStore([folder])
 
         def texts(start: int, stop: int, store: DocumentStore = store) -> list[str]:
@@ -131,17 +148,28 @@ def _write_dense(folders: Sequence[Path], encoder: DocumentEncoder, progress: Pr
         def report(done: int, before: int = before) -> None:
             progress("encode", before + done, total)
 
-        write_embeddings(folder / "embeddings.npy", encoder, texts, len(store), report)
+        encoded += write_embeddings(file, encoder, texts, len(store), report, resume=resume)
         before += len(store)
+    return encoded
 
 
-def _write_ann(
+def write_ann(
     place: Path,
     folders: Sequence[Path],
     settings: AnnSettings,
     manifest: dict[str, Any],
     progress: Progress,
 ) -> None:
+    """Build the approximate index over staged segments, if one is asked for, and name it.
+
+    Args:
+        place: where it is staged.
+        folders: the segments, with their embeddings.
+        settings: which index.
+        manifest: gets `ann`: the settings, and the index's file, hash and factory string.
+        progress: told of the vectors done.
+    """
+    manifest["ann"] = asdict(settings) | {"file": None}
     factory = settings.factory_for(len(DocumentStore(folders)))
     if not factory:
         return
@@ -151,19 +179,18 @@ def _write_ann(
     manifest["ann"] |= {"file": name, "hash": file_hash(place / name), "built": factory}
 
 
-def _commit(path: Path, place: Path, folders: Sequence[Path], manifest: dict[str, Any]) -> None:
-    manifest["segments"] = [
-        {
-            "name": folder.name,
-            "documents": len(DocumentStore([folder])),
-            "files": {
-                file.relative_to(folder).as_posix(): file_hash(file)
-                for file in sorted(folder.rglob("*"))
-                if file.is_file()
-            },
-        }
-        for folder in folders
-    ]
+def _segment(folder: Path) -> dict[str, Any]:
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {
+        "name": folder.name,
+        "documents": len(DocumentStore([folder])),
+        "files": {file.relative_to(folder).as_posix(): file_hash(file) for file in files},
+    }
+
+
+def publish(path: Path, place: Path, manifest: dict[str, Any]) -> None:
+    """Seal a manifest with its checksum, and commit what is staged for it."""
     manifest["checksum"] = fingerprint(manifest)
     ann = manifest.get("ann", {}).get("file")
-    commit(path, place, manifest, {folder.name for folder in folders} | ({ann} if ann else set()))
+    live = {segment["name"] for segment in manifest["segments"]} | ({ann} if ann else set())
+    commit(path, place, manifest, live)

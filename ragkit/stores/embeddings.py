@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -9,11 +11,15 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import IndexStateError, ModelError
+from ..artefacts import read_json, to_json, write_json
+from ..errors import DataError, IndexStateError, ModelError
+from .folder import writing
 
 Vectors: TypeAlias = NDArray[np.float32]
 
 _WINDOW = 16_384  # documents encoded between two writes: long enough to sort by length
+_QUERY_SIDE = {"name", "query_prompt", "fingerprint"}
+_TOLD = {"weights", "modules", "max_length", "document_prompt", "similarity", "dimension"}
 
 
 class DocumentEncoder(Protocol):
@@ -31,8 +37,40 @@ class DocumentEncoder(Protocol):
         ...
 
     def describe(self) -> Mapping[str, Any]:
-        """Return name, settings and `fingerprint`, as the manifest keeps them."""
+        """Return name, settings and `fingerprint`, as the manifest keeps them.
+
+        An encoder that encodes documents as another one does, and queries otherwise, tells that
+        one's fingerprint as `base`.
+        """
         ...
+
+
+def may_search(built: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
+    """Tell whether an encoder's queries may be compared with an index's documents.
+
+    They may if the encoder is the one that the index was built with, or has it as its `base`.
+
+    Args:
+        built: what `describe` gave of the index's encoder.
+        given: what it gives of the other.
+    """
+    return built["fingerprint"] in (given["fingerprint"], given.get("base"))
+
+
+def same_documents(built: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
+    """Tell whether two encoders, by what `describe` gave of them, encode documents alike.
+
+    They do if one is the other's `base`, or both have the same; or if all that they tell is equal
+    but name and query prompt, and they tell all that a document's vector depends on.
+    """
+    if _document_side(built) == _document_side(given):
+        return True
+    told = [{k: v for k, v in each.items() if k not in _QUERY_SIDE} for each in (built, given)]
+    return told[0].keys() >= _TOLD and to_json(told[0]) == to_json(told[1])
+
+
+def _document_side(described: Mapping[str, Any]) -> Any:
+    return described.get("base") or described["fingerprint"]
 
 
 def open_embeddings(path: Path, rows: int) -> Vectors:
@@ -61,7 +99,9 @@ def write_embeddings(
     texts: Callable[[int, int], list[str]],
     rows: int,
     progress: Callable[[int], None] = lambda done: None,
-) -> None:
+    *,
+    resume: bool = False,
+) -> int:
     """Encode texts window by window into a float32 .npy of shape [rows, dimension].
 
     Args:
@@ -70,26 +110,72 @@ def write_embeddings(
         texts: returns the texts of rows `start` to `stop`.
         rows: how many rows there are.
         progress: told how many rows are done.
+        resume: go on where an earlier call with these arguments was stopped. How many rows are
+            safe on the disk is noted beside the file, as .json.
+
+    Returns:
+        How many rows this call encoded.
 
     Raises:
         ModelError: the encoder gave vectors of another shape, or with NaN or an infinity.
+        SettingsError: the file cannot be written.
     """
-    shape = (rows, encoder.dimension)
-    out = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
-    for start in range(0, rows, _WINDOW):
-        stop = min(start + _WINDOW, rows)
+    shape, note = (rows, encoder.dimension), path.with_suffix(".json")
+    header = _header(shape)
+    done = first = _noted(note, path, header, shape) if resume else 0
+    if not done:
+        with writing(path):
+            path.write_bytes(header)
+    while done < rows:
+        progress(done)
+        vectors = _encode(encoder, texts, done, min(done + _WINDOW, rows), progress)
+        with writing(path), path.open("r+b") as handle:
+            handle.truncate(handle.seek(len(header) + done * 4 * encoder.dimension))
+            handle.write(vectors.data)
+            done += len(vectors)
+            if resume:
+                handle.flush()
+                os.fsync(handle.fileno())
+                write_json(note, {"shape": shape, "rows": done})
+    progress(rows)
+    return rows - first
 
-        def report(done: int, start: int = start) -> None:
-            progress(start + done)
 
-        vectors = encoder.encode_documents(texts(start, stop), progress=report)
-        if vectors.shape != (stop - start, encoder.dimension):
-            raise ModelError(
-                f"the encoder gave vectors of shape {vectors.shape} for {stop - start} documents, "
-                f"expected {(stop - start, encoder.dimension)}"
-            )
-        if not np.isfinite(vectors).all():
-            row = start + int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
-            raise ModelError(f"the encoder gave NaN or an infinity for the document in row {row}")
-        out[start:stop] = vectors
-    out.flush()
+def _header(shape: tuple[int, int]) -> bytes:
+    header = io.BytesIO()
+    descr = np.lib.format.dtype_to_descr(np.dtype(np.float32))
+    described = {"descr": descr, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, described)
+    return header.getvalue()
+
+
+def _noted(note: Path, path: Path, header: bytes, shape: tuple[int, int]) -> int:
+    """Return how many rows a call that was stopped has written for certain."""
+    try:
+        noted, size = read_json(note), path.stat().st_size
+        rows = int(noted["rows"]) if noted["shape"] == list(shape) else 0
+    except (DataError, OSError, KeyError, TypeError, ValueError):
+        return 0
+    return rows if 0 < rows <= shape[0] and size >= len(header) + rows * 4 * shape[1] else 0
+
+
+def _encode(
+    encoder: DocumentEncoder,
+    texts: Callable[[int, int], list[str]],
+    start: int,
+    stop: int,
+    progress: Callable[[int], None],
+) -> Vectors:
+    """Return the vectors of rows `start` to `stop`, once they are known to be sound."""
+    vectors = encoder.encode_documents(
+        texts(start, stop), progress=lambda done: progress(start + done)
+    )
+    if vectors.shape != (stop - start, encoder.dimension):
+        raise ModelError(
+            f"the encoder gave vectors of shape {vectors.shape} for {stop - start} documents, "
+            f"expected {(stop - start, encoder.dimension)}"
+        )
+    if not np.isfinite(vectors).all():
+        row = start + int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
+        raise ModelError(f"the encoder gave NaN or an infinity for the document in row {row}")
+    return np.ascontiguousarray(vectors, np.float32)

@@ -23,7 +23,7 @@ _LOCK = ".lock"
 # The names that a build gives, by where they stand; nothing of another name is ever removed.
 _NAMES = {
     "": re.compile(rf"\{_LOCK}|\.manifest\.json\.[a-z0-9_]{{8}}"),
-    "segments": re.compile(r"\d{6}-[0-9a-f]{6}|\.new-[0-9a-f]{8}"),
+    "segments": re.compile(r"\d{6}-[0-9a-f]{6}|\.new-[0-9a-f]{8}|\.refresh-[0-9a-f]{16}"),
     "ann": re.compile(r"[0-9a-f]{12}\.faiss"),
 }
 
@@ -36,6 +36,57 @@ def segment_name(number: int) -> str:
 def ann_name() -> str:
     """Return a new name for a FAISS file."""
     return f"{secrets.token_hex(6)}.faiss"
+
+
+def partials(path: Path) -> list[Path]:
+    """List the folders of vectors that refreshes which were stopped have left."""
+    return [child for child, own in _entries(path) if own and child.name.startswith(".refresh-")]
+
+
+def partial(path: Path, encoder: str) -> Path:
+    """Return the folder in which a refresh keeps its vectors until they are all there.
+
+    It outlives a refresh that is stopped; a build, or a refresh with another encoder, removes it.
+
+    Args:
+        path: the index folder, locked.
+        encoder: 16 hexadecimal digits that stand for the encoder.
+
+    Raises:
+        SettingsError: it cannot be made.
+    """
+    folder = path / "segments" / f".refresh-{encoder}"
+    for other in partials(path):
+        if other != folder:
+            shutil.rmtree(other, ignore_errors=True)
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
+    return folder
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Tell of a full disk, a missing right and the like as of a path that cannot be written.
+
+    Raises:
+        SettingsError: in the place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise SettingsError(
+            f"{path}: cannot be written ({error.strerror or error}). "
+            "Make room, or make it writable, and give the same command again."
+        ) from error
+
+
+def link(file: Path, target: Path) -> None:
+    """Give a finished file a second name, or a copy where the file system has no hard links."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(file, target)
+    except OSError:
+        shutil.copyfile(file, target)
 
 
 def check_folder(path: Path, replace: bool) -> None:
@@ -97,17 +148,13 @@ def staging(path: Path, replace: bool) -> Iterator[Path]:
     created = [folder for folder in (segments, path, *path.parents) if not folder.exists()]
     place = segments / f".new-{secrets.token_hex(4)}"
     try:
-        try:
+        with writing(path):
             path.mkdir(parents=True, exist_ok=True)
             lock = _lock(path / _LOCK)
-        except OSError as error:
-            raise _unwritable(path, error) from error
         try:
             check_folder(path, replace)
-            try:
+            with writing(path):
                 place.mkdir(parents=True)
-            except OSError as error:
-                raise _unwritable(path, error) from error
             yield place
         finally:
             shutil.rmtree(place, ignore_errors=True)
@@ -117,10 +164,6 @@ def staging(path: Path, replace: bool) -> Iterator[Path]:
         for folder in created:
             with suppress(OSError):  # it is not empty
                 folder.rmdir()
-
-
-def _unwritable(path: Path, error: OSError) -> SettingsError:
-    return SettingsError(f"{path}: cannot be written ({error.strerror})")
 
 
 def _lock(file: Path) -> int:

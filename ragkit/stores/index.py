@@ -26,12 +26,16 @@ from .dense import DenseStore
 from .documents import DocumentStore, matches
 from .embeddings import DocumentEncoder, open_embeddings
 from .folder import MANIFEST
+from .refresh import refresh_index
 
 T = TypeVar("T")
 
 
 class Index:
-    """An index folder, open for reading: `Index.open` opens one, `Index.build` makes one."""
+    """An index folder, open for reading: `Index.open` opens one, `Index.build` makes one.
+
+    `refresh` gives it another encoder.
+    """
 
     def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
         self.path = path
@@ -111,6 +115,20 @@ class Index:
             Path(path), documents, encoder, stores, analyser, bm25, ann, replace, settings, progress
         )
         return cls.open(path)
+
+    def refresh(self, encoder: DocumentEncoder, *, progress: Progress = quiet) -> Index:
+        """Give the index another encoder, or its first, and open the index that is then there.
+
+        Documents and BM25 are kept as they are; an approximate index is built again as it was.
+        Until the last step the old index is there; a refresh that is stopped goes on where it was.
+
+        Raises:
+            IndexStateError: damaged or replaced since it was opened, or another build is running.
+            SettingsError: the folder cannot be written, or FAISS refuses the new dimension.
+            ModelError: the encoder gives what is no vector.
+        """
+        refresh_index(self, encoder, progress)
+        return Index.open(self.path)
 
     def __len__(self) -> int:
         return sum(self._sizes)
@@ -252,9 +270,10 @@ class Index:
 
     def _require(self, store: str, key: str) -> None:
         if key not in self.manifest:
+            add = f", or add it: ragkit-index refresh --index {self.path} --encoder NAME"
             raise IndexStateError(
                 f"{self.path}: built with the stores {', '.join(self.stores)}, not with {store}. "
-                f"Build it again with --stores {','.join(STORES)}."
+                f"Build it again with --stores {','.join(STORES)}{add if store == 'dense' else '.'}"
             )
 
     def _opened(self, load: Callable[[], T]) -> T:
