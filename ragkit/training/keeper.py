@@ -39,6 +39,7 @@ class LoopSettings:
         clip: the largest norm of the gradient.
         evaluate_every: steps between two evaluations, each followed by a checkpoint.
         seed: of whatever torch draws.
+        precision: `bf16` multiplies in it where torch's autocast does; weights stay in fp32.
         report_to: transformers' integrations (tensorboard, wandb, …), by name.
     """
 
@@ -52,6 +53,7 @@ class LoopSettings:
     clip: float = 1.0
     evaluate_every: int = 50
     seed: int = 0
+    precision: str = "fp32"
     report_to: tuple[str, ...] = ()
 
     def compared(self) -> str:

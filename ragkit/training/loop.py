@@ -105,6 +105,7 @@ def _arguments(
         "disable_tqdm": True,
         "remove_unused_columns": False,
         "train_sampling_strategy": "sequential",
+        "bf16": settings.precision == "bf16",
         "use_cpu": device.type == "cpu",
         "dataloader_pin_memory": False,
         "ddp_find_unused_parameters": False,

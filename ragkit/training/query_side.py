@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Dense, Router
+from sentence_transformers.base.modules import Dense, Normalize, Router
 
 from ..errors import ModelError
 from .retriever_loss import RetrieverLoss
@@ -31,12 +31,9 @@ def with_adapter(base: SentenceTransformer, adapter: QueryAdapter) -> SentenceTr
         dense.linear.weight.copy_(adapter.matrix())
         dense.linear.bias.copy_(adapter.bias)
     modules: list[Any] = list(base)
-    kinds = [type(module).__name__ for module in modules]
     last = modules[-1]
-    if kinds[-1] == "Normalize":  # vectors are normalised after they were multiplied
-        router = Router.for_query_document([dense, last], [last])
-    else:
-        router = Router.for_query_document([last, dense], [last])
+    after = [Normalize()] if isinstance(last, Normalize) else []
+    router = Router.for_query_document([last, dense, *after], [last])
     return _like(base, [*modules[:-1], router])
 
 

@@ -95,7 +95,7 @@ class RetrieverRun:
             return self._learn_adapter(settings, folder, progress)
         model = deepcopy(self.encoder.model)
         if self.lora:
-            model[0].auto_model = with_lora(model[0].auto_model, self.lora, dropout=self.dropout)
+            model[0].model = with_lora(model[0].model, self.lora, dropout=self.dropout)
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout) and not self.lora:
                 module.p = self.dropout
@@ -114,7 +114,7 @@ class RetrieverRun:
                 progress=progress,
             )
         if self.lora:
-            model[0].auto_model = merged(model[0].auto_model)
+            model[0].model = merged(model[0].model)
         return self.finished(model), history
 
     def finished(self, model: SentenceTransformer) -> BiEncoder:

@@ -1,14 +1,29 @@
-"""A tiny random model whose embeddings are tied, as SmolLM2's are, and a tokenizer for it."""
+"""Tiny random models: a generator whose embeddings are tied, as SmolLM2's are, and an encoder."""
+
+import string
 
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Normalize, Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertModel,
+    BertTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from ragkit.models import BiEncoder
 
 TEXT = (
     "Tin melts at 232 degrees. Lead is heavy. Question: Who? Answer: According to the previous "
     "relevant passages, please answer the following question. Only return the answer."
 )
+WORDS = TEXT + " tin lead zinc iron gold copper nickel silver cobalt barium when does melt"
 TEMPLATE = (
     "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
@@ -56,3 +71,40 @@ def tiny_folder(tmp_path_factory):
     fast.save_pretrained(folder)
     tiny_model(len(fast)).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder_folder(tmp_path_factory):
+    """A folder that `BiEncoder.load` reads: words and letters, random weights."""
+    folder = tmp_path_factory.mktemp("encoder")
+    words = sorted({word.strip(".,:?").lower() for word in WORDS.split()})
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    vocabulary += [f"##{letter}" for letter in string.ascii_lowercase + string.digits]
+    vocabulary += [c for c in string.ascii_lowercase + string.digits + ".,:?" if c not in words]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=48, max_position_embeddings=64, initializer_range=0.3,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(folder)
+    model = SentenceTransformer(
+        modules=[
+            (read := Transformer(str(folder))),
+            Pooling(read.get_embedding_dimension()),
+            Normalize(),
+        ],
+        device="cpu",
+        similarity_fn_name="cosine",
+    )
+    model.max_seq_length = 48
+    whole = tmp_path_factory.mktemp("sentence-encoder")
+    model.save_pretrained(str(whole), create_model_card=False)
+    return whole
+
+
+@pytest.fixture
+def tiny_encoder(tiny_encoder_folder):
+    """A bi-encoder of random weights, in fp32."""
+    return BiEncoder.load(str(tiny_encoder_folder), device="cpu", precision="fp32")

@@ -1,0 +1,116 @@
+"""What a run of a retriever or a reranker reports: before and after on dev, and a model card."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ragkit import __version__
+from ragkit.artefacts import write_json, write_text
+
+if TYPE_CHECKING:
+    from ragkit.training.keeper import History
+
+MARK = "results.json"
+
+
+def compared(
+    before: Mapping[str, Sequence[float]], after: Sequence[Mapping[str, Sequence[float]]]
+) -> dict[str, Any]:
+    """Return the means of each measure before and after, and their differences by question.
+
+    Args:
+        before: measure -> one value a question.
+        after: the same for each seed.
+    """
+    from ragkit.evaluation.statistics import bootstrap_means, paired_differences
+
+    names = list(before)
+    base = [[before[name]] for name in names]
+    tuned = [[of[name] for of in after] for name in names]
+    pairs = list(zip(base, tuned, strict=True))
+    return {
+        "measures": {
+            title: {
+                name: asdict(estimate)
+                for name, estimate in zip(names, bootstrap_means(values), strict=True)
+            }
+            for title, values in (("before", base), ("after", tuned))
+        },
+        "differences": {
+            name: asdict(difference)
+            for name, difference in zip(names, paired_differences(pairs), strict=True)
+        }
+        if len(base[0][0]) > 1
+        else {},
+    }
+
+
+def positive(history: History) -> dict[str, Any]:
+    """Return a history with the dev measure as it is, not its negative that was minimised."""
+    values = asdict(history)
+    values["evaluations"] = {step: -value for step, value in history.evaluations.items()}
+    return values
+
+
+def write(
+    folder: Path, save: Mapping[str, Callable[[Path], None]], results: Mapping[str, Any], card: str
+) -> None:
+    """Write the best seed's model, all seeds' beside it if there are several, and the report.
+
+    Args:
+        folder: where to.
+        save: what writes the model of each seed into a folder.
+        results: with `best_seed`.
+        card: the model card.
+    """
+    for seed, write_to in save.items():
+        if seed == results["best_seed"]:
+            write_to(folder)
+        if len(save) > 1:
+            write_to(folder / "seeds" / seed)
+    write_json(folder / MARK, dict(results) | {"ragkit": __version__})
+    write_text(folder / "README.md", card)
+
+
+def tables(results: Mapping[str, Any]) -> list[Any]:
+    """Lay out before and after for the terminal."""
+    from rich.table import Table
+
+    n = results["data"]["dev"]
+    table = Table(title=f"{n} questions to evaluate on, {len(results['seeds'])} seeds")
+    for title in ("measure", "before", "after", "difference"):
+        table.add_column(title, justify="left" if title == "measure" else "right")
+    for row in _rows(results):
+        table.add_row(*row)
+    told = (
+        "In brackets: 95 % bootstrap intervals over questions and seeds. The best step was chosen "
+        "on these questions: for an unbiased figure, evaluate on others."
+    )
+    return [table, told]
+
+
+def _rows(results: Mapping[str, Any]) -> list[list[str]]:
+    shown = [n for n in results["measures"]["before"] if not n.startswith("hit@")]
+    return [
+        [
+            name,
+            *(interval(results["measures"][title][name]) for title in ("before", "after")),
+            interval(results["differences"][name]) if results["differences"] else "",
+        ]
+        for name in shown
+    ]
+
+
+def interval(value: Mapping[str, float]) -> str:
+    """Write a mean with its interval: .512 [.480, .545]."""
+    mean, low, high = (f"{value[end]:.3f}".replace("0.", ".") for end in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
+def table_of(results: Mapping[str, Any]) -> str:
+    """Lay out before and after in Markdown."""
+    head = ["| measure | before | after | difference |", "|---|---|---|---|"]
+    return "\n".join([*head, *("| " + " | ".join(row) + " |" for row in _rows(results))])

@@ -1,0 +1,219 @@
+"""`ragkit-train retriever`: questions with documents in, an encoder out."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ragkit.artefacts import check_output, file_record, new_folder
+from ragkit.assemble import RetrievalSettings, open_index
+from ragkit.console import print_json, print_tables, progress_bars, say
+from ragkit.errors import DataError, IndexStateError
+from ragkit.types import Example, Progress, Qrels
+
+from .questions import train_and_dev
+from .results import MARK, tables, write
+from .retriever_results import card, results_of, saver
+from .retriever_settings import RetrieverSettings, check, loop_of, loss_of
+from .runs import check_state, json_values, own_device, training_state
+from .supervision import GeneratorLists, taught
+
+if TYPE_CHECKING:
+    from ragkit.models.bi_encoder import BiEncoder
+    from ragkit.stores.index import Index
+    from ragkit.training.dev_search import DevSearch
+    from ragkit.training.keeper import History
+    from ragkit.training.retriever_runs import RetrieverRun
+
+
+@dataclass
+class Prepared:
+    """What a run is made of: the questions, and the lists of the generator where it teaches."""
+
+    run: RetrieverRun
+    dev: DevSearch
+    train: Sequence[Example]
+    lists: GeneratorLists | None
+    data: dict[str, Any]
+
+
+def retriever(*, settings: RetrieverSettings, json: bool = False) -> None:
+    """Fine-tune the encoder of an index, and measure on dev questions what that changes.
+
+    Example: ragkit-train retriever --examples train.jsonl --index kb --output models/retriever
+
+    On several processes: torchrun --nproc-per-node 2 -m ragkit.trainers retriever …
+    A run that was stopped goes on when the same command is given again. An encoder of both sides
+    is given to the index by: ragkit-index refresh --index kb --encoder models/retriever
+
+    Parameters
+    ----------
+    json
+        Print the results as JSON.
+    """
+    from ragkit.training.keeper import processes
+
+    check_output(settings.output, settings.replace, MARK)
+    seeds, shares = check(settings)
+    with training_state(settings.output) as state, progress_bars() as progress:
+        made = prepared(settings, progress)
+        base = made.run.encoder.describe()
+        values = json_values(settings)
+        check_state(state, values, made.data | {"base": base["fingerprint"]}, {"average"})
+        learnt = [_learn(made, settings, seed, state, progress) for seed in seeds]
+        if not processes(made.run.encoder.model.device).is_main_process:
+            return
+        results, encoders = results_of(made.run, made.dev, seeds, learnt, shares, progress)
+        results |= {"data": made.data, "settings": values}
+        results["base"] |= {"unchanged": base["weights"] == _weights(made.run.encoder)}
+    with new_folder(settings.output, replace=settings.replace, mark=MARK) as folder:
+        save = {seed: saver(encoder) for seed, encoder in encoders.items()}
+        write(folder, save, results, card(results))
+    shutil.rmtree(state, ignore_errors=True)
+    if json:
+        print_json(results)
+    else:
+        print_tables(tables(results))
+        say(f"{settings.output}: an encoder made of {settings.base}")
+        if not settings.fixed:
+            say(f"next: ragkit-index refresh --index {settings.index} --encoder {settings.output}")
+
+
+def _weights(encoder: BiEncoder) -> str:
+    from ragkit.models.precision import weights_hash
+
+    return weights_hash(encoder.model.state_dict())
+
+
+def prepared(settings: RetrieverSettings, progress: Progress) -> Prepared:
+    """Read the questions, open the index, load the base, and put together what seeds share."""
+    from ragkit.models.bi_encoder import BiEncoder
+    from ragkit.training.keeper import processes
+    from ragkit.training.retriever_runs import RetrieverRun
+
+    index = open_index(RetrievalSettings(index=settings.index))
+    train, dev_examples, qrels = train_and_dev(
+        settings, index, by_answers=settings.objective == "lsr"
+    )
+    device = own_device(settings.device)
+    encoder = BiEncoder.load(settings.base, device=str(device), precision="fp32")
+    _check_base(settings, index, encoder)
+    dev = _dev(settings, index, dev_examples, qrels, encoder)
+    files = ("examples", "qrels", "dev_questions", "dev_qrels")
+    data: dict[str, Any] = {name: file_record(getattr(settings, name)) for name in files}
+    data |= {"train": len(train), "dev": len(dev.examples), "dev_documents": len(dev.rows)}
+    data |= {"index": index.fingerprint()}
+    shared: dict[str, Any] = {
+        "loss": loss_of(settings),
+        "side": "adapter" if settings.adapter else settings.side,
+        "dev": dev,
+        "together": not settings.scattered,
+        "lora": settings.lora,
+        "dropout": settings.dropout,
+        "kept_tokens": settings.kept_tokens,
+    }
+    lists: GeneratorLists | None = None
+    if settings.objective == "lsr":
+        with processes(device).main_process_first():  # the others find what the first has kept
+            lists = GeneratorLists.first(
+                index,
+                train,
+                generator=settings.generator,
+                retriever=settings.retriever,
+                passages=settings.passages,
+                device=str(device),
+                progress=progress,
+            )
+        shared |= {"documents": index.documents, "questions": lists.questions}
+        shared |= {"vectors": index.dense.vectors if settings.fixed else None}
+        return Prepared(RetrieverRun(encoder, **shared), dev, train, lists, data)
+    if settings.objective in ("margin-mse", "kl"):
+        with processes(device).main_process_first():
+            scores = taught(train, settings.teacher, str(device), progress)
+    else:
+        scores = None
+    shared |= _lists(settings, index, train, scores)
+    return Prepared(RetrieverRun(encoder, **shared), dev, train, None, data)
+
+
+def _lists(
+    settings: RetrieverSettings,
+    index: Index,
+    train: Sequence[Example],
+    scores: dict[tuple[str, str], float] | None,
+) -> dict[str, Any]:
+    """Return the documents, the questions on them, and how their vectors are found."""
+    import numpy as np
+
+    from ragkit.training.lists import listed
+
+    questions, documents = listed(train, scores)
+    negatives = settings.negatives
+    if negatives is None and settings.objective in ("contrastive", "query-adapter"):
+        negatives = 1
+    given: dict[str, Any] = {"documents": documents, "questions": questions}
+    given |= {"negatives": negatives}
+    if settings.fixed:
+        rows = index.documents.rows
+        missing = [each.id for each in documents if each.id not in rows]
+        if missing:
+            raise DataError(
+                f"{len(missing)} of {len(documents)} documents of the examples are not in "
+                f"{settings.index}, such as {missing[:3]}. Make the examples from this index: "
+                "ragkit-train negatives"
+            )
+        places = np.array([rows[each.id] for each in documents])
+        given |= {"vectors": lambda numbers: index.dense.vectors(places[numbers])}
+    return given
+
+
+def _check_base(settings: RetrieverSettings, index: Index, encoder: BiEncoder) -> None:
+    """Refuse a base whose vectors are not the index's where these are what is learnt on.
+
+    Raises:
+        IndexStateError: naming both.
+    """
+    from ragkit.stores.embeddings import may_search
+
+    built = index.manifest.get("encoder")
+    if settings.fixed and (built is None or not may_search(built, encoder.describe())):
+        name = built["name"] if built else "none"
+        raise IndexStateError(
+            f"{settings.index}: its vectors are by the encoder {name!r}, and the base is "
+            f"{encoder.name!r}. To learn the query side alone, start from the index's encoder, or "
+            f"give the index this one: ragkit-index refresh --index {settings.index} --encoder "
+            f"{encoder.name}"
+        )
+
+
+def _dev(
+    settings: RetrieverSettings,
+    index: Index,
+    examples: Sequence[Example],
+    qrels: Qrels,
+    encoder: BiEncoder,
+) -> DevSearch:
+    from ragkit.training.dev_search import DevSearch
+
+    dev = DevSearch(index, examples, qrels, settings.dev_documents)
+    dev.narrow(encoder)
+    return dev
+
+
+def _learn(
+    made: Prepared, settings: RetrieverSettings, seed: int, state: Path, progress: Progress
+) -> tuple[BiEncoder, History]:
+    folder = state / f"seed-{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    run = made.run
+    if made.lists is not None and settings.relist_every:
+        anew = made.lists.anew(settings.relist_every, folder, both=not settings.fixed)
+        run = replace(run, questions=anew)
+    return run.learn(
+        loop_of(settings, len(made.train), seed),
+        folder,
+        progress=lambda _, done, total: progress(f"train, seed {seed}", done, total),
+    )

@@ -1,0 +1,129 @@
+"""What a run of a retriever reports, and its model card."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ragkit import __version__
+from ragkit.types import Progress
+
+from .results import compared, positive, table_of
+
+if TYPE_CHECKING:
+    from ragkit.models.bi_encoder import BiEncoder
+    from ragkit.training.dev_search import DevSearch
+    from ragkit.training.keeper import History
+    from ragkit.training.retriever_runs import RetrieverRun
+
+
+def results_of(
+    run: RetrieverRun,
+    dev: DevSearch,
+    seeds: Sequence[int],
+    learnt: Sequence[tuple[BiEncoder, History]],
+    shares: Sequence[float],
+    progress: Progress,
+) -> tuple[dict[str, Any], dict[str, BiEncoder]]:
+    """Search the dev questions before and after.
+
+    Args:
+        run, dev: what was learnt, and the questions.
+        seeds, learnt: the encoder of each seed.
+        shares: of the learnt weights in the average with the base, of which the best is taken.
+        progress: told of the documents that are encoded.
+
+    Returns:
+        the results, and each seed's encoder by its name.
+    """
+    import numpy as np
+
+    stored = run.side != "both"
+    before = dev.values(run.encoder, progress=progress)
+    tried = {}
+    for share in shares:
+        encoders = [each if share == 1 else run.averaged(each, share) for each, _ in learnt]
+        values = [dev.values(each, stored=stored, progress=progress) for each in encoders]
+        tried[share] = encoders, values
+    means = {
+        share: [float(np.mean(of[dev.measure])) for of in values]
+        for share, (_, values) in tried.items()
+    }
+    taken = max(means, key=lambda share: sum(means[share]))
+    encoders, after = tried[taken]
+    best = int(np.argmax(means[taken]))
+    results = compared(before, after) | {
+        "measure": dev.measure,
+        "average": {
+            "taken": taken,
+            "tried": {str(share): sum(of) / len(of) for share, of in means.items()},
+        },
+        "seeds": {
+            str(seed): positive(history) for seed, (_, history) in zip(seeds, learnt, strict=True)
+        },
+        "best_seed": str(seeds[best]),
+        "base": {"name": run.encoder.name, "fingerprint": run.encoder.describe()["fingerprint"]},
+    }
+    return results, {str(seed): each for seed, each in zip(seeds, encoders, strict=True)}
+
+
+def saver(encoder: BiEncoder) -> Callable[[Path], None]:
+    """Return what writes an encoder into a folder that any sentence-transformers loads."""
+    from ragkit.models.precision import without_bars
+
+    def save(folder: Path) -> None:
+        with without_bars():
+            encoder.model.save_pretrained(str(folder), create_model_card=False)
+
+    return save
+
+
+def card(results: Mapping[str, Any]) -> str:
+    """Return the model card: what the encoder is, how it was learnt, what that changed."""
+    settings, data = results["settings"], results["data"]
+    use = (
+        "It searches the index of its base as it is:"
+        if settings["side"] == "query" or settings["objective"] == "query-adapter"
+        else "Its vectors are its own; an index takes them by `ragkit-index refresh --index INDEX "
+        "--encoder THIS_FOLDER`, and is then searched by:"
+    )
+    return CARD.format(
+        base=results["base"]["name"],
+        fingerprint=results["base"]["fingerprint"],
+        objective=settings["objective"],
+        side=settings["side"],
+        train=data["train"],
+        dev=data["dev"],
+        documents=data["dev_documents"],
+        seeds=", ".join(results["seeds"]),
+        share=results["average"]["taken"],
+        table=table_of(results),
+        use=use,
+        version=__version__,
+    )
+
+
+CARD = """# An encoder made of {base}
+
+Fine-tuned for retrieval; any sentence-transformers loads it.
+
+- base: {base}, fingerprint {fingerprint}
+- objective: {objective}; side: {side}; share of the learnt weights: {share}
+- learnt from {train} questions; seeds: {seeds}, of which this is the best on dev
+
+On {dev} dev questions, searched in {documents} documents:
+
+{table}
+
+In brackets: 95 % bootstrap intervals over questions and seeds. The best step and seed were chosen
+on the same questions: for an unbiased figure, evaluate on others.
+
+{use}
+
+```
+ragkit search "…" --index INDEX --encoder THIS_FOLDER
+```
+
+Made by ragkit {version}. `results.json` holds the settings, hashes of the data and the losses.
+"""

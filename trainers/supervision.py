@@ -1,0 +1,201 @@
+"""Teachers: what a cross-encoder or a generator says of the documents of questions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ragkit.artefacts import read_json, write_json
+from ragkit.assemble import RetrievalSettings, resolved
+from ragkit.errors import DataError, SettingsError
+from ragkit.types import Example, Hit, Progress, Query
+
+from .questions import ranked
+
+if TYPE_CHECKING:
+    from ragkit.models.bi_encoder import BiEncoder
+    from ragkit.models.generator import Generator
+    from ragkit.readers import GeneratorReader
+    from ragkit.stores.dense import DenseStore
+    from ragkit.stores.index import Index
+    from ragkit.training.lists import ListedQuestion
+
+STYLE, CONTEXT_TOKENS = "spring", 512  # of the prompts by which a generator judges a document
+
+
+def taught(
+    examples: Sequence[Example], teacher: str | None, device: str, progress: Progress
+) -> dict[tuple[str, str], float]:
+    """Return a cross-encoder's score of each question's documents: (query id, document id) -> it.
+
+    Args:
+        examples: with positives and negatives.
+        teacher: the cross-encoder; without one, its scores are those that mining has left.
+        device: where it runs.
+        progress: told of the pairs that are scored.
+
+    Raises:
+        DataError: a document without a score, and no teacher.
+    """
+    pairs = [(each, of) for each in examples for of in (*each.positives, *each.negatives)]
+    if teacher is not None:
+        from .cross_scores import scorer
+
+        values = scorer(teacher, device, "fp32", progress)(
+            [(each.query.text, of.contents) for each, of in pairs]
+        )
+        return {
+            (each.query.id, of.id): value for (each, of), value in zip(pairs, values, strict=True)
+        }
+    found: dict[tuple[str, str], float] = {}
+    for each, of in pairs:
+        score = (of.metadata.get("mined") or {}).get("cross_encoder")
+        if not isinstance(score, float | int):
+            raise DataError(
+                f"question {each.query.id!r}: document {of.id!r} has no score of a cross-encoder. "
+                "Name one: --teacher NAME, or ragkit-train negatives --cross-encoder NAME"
+            )
+        found[each.query.id, of.id] = float(score)
+    return found
+
+
+@dataclass
+class GeneratorLists:
+    """Lists of documents, each with the generator's log-likelihood of the answer, a token.
+
+    Attributes:
+        questions: from what the index's retriever finds; documents are numbered by their rows.
+    """
+
+    index: Index
+    examples: Sequence[Example]
+    generator: Generator
+    reader: GeneratorReader
+    by: RetrievalSettings
+    passages: int
+    progress: Progress
+    questions: Sequence[ListedQuestion] = ()
+
+    @classmethod
+    def first(
+        cls,
+        index: Index,
+        examples: Sequence[Example],
+        *,
+        generator: str,
+        retriever: Literal["bm25", "dense", "hybrid"] | None,
+        passages: int,
+        device: str,
+        progress: Progress,
+    ) -> GeneratorLists:
+        """Load the generator, and judge what the index's retriever finds."""
+        from ragkit.models.generator import Generator
+        from ragkit.readers import GeneratorReader
+
+        by = RetrievalSettings(index=index.path, retriever=retriever, device=device)
+        by = resolved(by, index)
+        model = Generator.load(generator, device=device)
+        reader = GeneratorReader(model, style=STYLE, context_tokens=CONTEXT_TOKENS)
+        lists = cls(index, examples, model, reader, by, passages, progress)
+        queries = [example.query for example in examples]
+        found = ranked(index, queries, by, passages, progress)
+        lists.questions = lists.judged([[row for row, _ in rows] for rows in found])
+        return lists
+
+    def judged(self, rows: Sequence[Sequence[int]]) -> list[ListedQuestion]:
+        """Return questions with documents by row, and the generator's judgement of each.
+
+        Raises:
+            DataError: for no question two documents were found.
+        """
+        from ragkit.training.lists import ListedQuestion
+        from ragkit.training.utility import utilities
+
+        hits = [[Hit(self.index.documents[row], 0.0) for row in of] for of in rows]
+        labels = utilities(
+            self.generator,
+            self.examples,
+            hits,
+            self.reader.prompt,
+            {"style": STYLE, "context_tokens": CONTEXT_TOKENS},
+            progress=self.progress,
+        )
+        questions = []
+        for example, of, label in zip(self.examples, rows, labels, strict=True):
+            if len(of) > 1:
+                scores = dict(zip(of, label.mean_opened.tolist(), strict=True))
+                questions.append(ListedQuestion(example.query.text, (), tuple(of), scores))
+        if not questions:
+            raise DataError(
+                f"for none of {len(rows)} questions were two documents found to choose from"
+            )
+        return questions
+
+    def anew(
+        self, every: int, folder: Path, *, both: bool
+    ) -> Callable[[BiEncoder, int], Sequence[ListedQuestion]]:
+        """Return what gives the lists of a step: retrieved anew every so many steps.
+
+        Args:
+            every: the steps.
+            folder: what was retrieved is kept there: a run that is gone on from sees the same.
+            both: whether documents are encoded anew too.
+
+        Raises:
+            SettingsError: the retriever is BM25.
+        """
+        if self.by.retriever == "bm25":
+            raise SettingsError("BM25 finds the same however the encoder learns: no --relist-every")
+        kept: dict[int, Sequence[ListedQuestion]] = {0: self.questions}
+
+        def questions(encoder: BiEncoder, step: int) -> Sequence[ListedQuestion]:
+            period = step // every
+            if period not in kept:
+                path = folder / f"lists-{period}.json"
+                if not path.exists():
+                    write_json(path, {"rows": self._retrieved(encoder, both)})
+                kept.clear()
+                kept[period] = self.judged(read_json(path)["rows"])
+            return kept[period]
+
+        return questions
+
+    def _retrieved(self, encoder: BiEncoder, both: bool) -> list[list[int]]:
+        """Return the rows that the encoder, as it is now, finds for each question."""
+        from ragkit.retrievers import Bm25Retriever, HybridRetriever
+        from ragkit.stores.dense import DenseStore
+
+        store = self.index.dense
+        if both:
+            texts = [document.contents for document in self.index.documents]
+            vectors = encoder.encode_documents(
+                texts, progress=lambda done: self.progress("encode", done, len(texts))
+            )
+            store = DenseStore([vectors])
+        retriever: Any = _Current(self.index, encoder, store)
+        if self.by.retriever == "hybrid":
+            retriever = HybridRetriever([Bm25Retriever(self.index), retriever])
+        queries = [replace(each.query, where={}) for each in self.examples]
+        rows = self.index.documents.rows
+        return [
+            [rows[hit.document.id] for hit in hits]
+            for hits in retriever.retrieve(queries, self.passages)
+        ]
+
+
+class _Current:
+    """Retrieves by vectors that are no index's."""
+
+    def __init__(self, index: Index, encoder: BiEncoder, store: DenseStore) -> None:
+        self._index, self._encoder, self._store = index, encoder, store
+
+    def retrieve(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:
+        vectors = self._encoder.encode_queries([query.text for query in queries])
+        rows, scores = self._store.search(vectors, k)
+        documents = self._index.documents
+        return [
+            [Hit(documents[int(row)], float(score)) for row, score in zip(of, values, strict=True)]
+            for of, values in zip(rows, scores, strict=True)
+        ]
