@@ -41,11 +41,10 @@ class NegativeSettings:
     """The file for the questions with their negatives: .jsonl or .jsonl.gz."""
     qrels: Path | None = None
     """The relevant documents are the positives, and only questions that have some are taken."""
-    held_out: Annotated[list[Path], Parameter(negative="", consume_multiple=True)] = field(
-        default_factory=list
-    )
-    """Qrels, or questions (.jsonl, .json, .gz), of dev and test: their questions are left out, and
-    what is relevant to them is never a negative."""
+    held_out: Annotated[
+        list[Path], Parameter(negative="", consume_multiple=True, show_default=False)
+    ] = field(default_factory=list)
+    """Qrels, or questions in JSON, of dev and test: left out, and what is relevant never taken."""
     limit: int | None = None
     """Questions that get negatives, drawn at random; all if not given."""
     retriever: Literal["bm25", "dense", "hybrid"] | None = None
@@ -89,9 +88,8 @@ def negatives(*, settings: NegativeSettings, json: bool = False) -> None:
 
     Example: ragkit-train negatives --index kb --questions q.jsonl --qrels q.tsv --output n.jsonl
 
-    Negatives that came with the questions are replaced. Each new one has metadata that tell where
-    it was found and by how much it passed. A run that was stopped goes on when the same command is
-    given again.
+    Negatives that came with the questions are replaced; each new one's metadata tell its rank,
+    scores and margins. A run that was stopped goes on when the same command is given again.
 
     Parameters
     ----------
@@ -252,12 +250,12 @@ def _results(
 
 
 def _tables(results: dict[str, Any]) -> list[Any]:
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    questions = Table("questions and positives", "count")
+    questions = Table("questions and positives", Column("count", justify="right"))
     for name, count in results["questions"].items():
         questions.add_row(name, f"{count:,}")
-    hits = Table("hits looked at", "count")
+    hits = Table("hits looked at", Column("count", justify="right"))
     told = {"seen": "all"} | FILTERS | {"kept": "kept as negatives"}
     for name, count in results["hits"].items():
         hits.add_row(told[name], f"{count:,}")

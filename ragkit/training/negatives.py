@@ -24,7 +24,7 @@ FILTERS = {
     "rank": "before the first rank that counts",
     "relevant": "relevant, or of a relevant document",
     "held_out": "relevant to a held-out question",
-    "unfound": "of questions for which nothing relevant was found to keep a margin to",
+    "unfound": "with nothing relevant found to keep a margin to",
     "margin": "within the margin to the best relevant document, or above it",
     "duplicate": "nearly the same as a positive",
     "answer": "holding an answer",
