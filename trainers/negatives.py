@@ -44,7 +44,7 @@ class NegativeSettings:
     held_out: Annotated[
         list[Path], Parameter(negative="", consume_multiple=True, show_default=False)
     ] = field(default_factory=list)
-    """Qrels, or questions in JSON, of dev and test: left out, and what is relevant never taken."""
+    """Qrels, or questions in JSON, of dev and test: left out, and what is relevant is spared."""
     limit: int | None = None
     """Questions that get negatives, drawn at random; all if not given."""
     retriever: Literal["bm25", "dense", "hybrid"] | None = None
@@ -73,6 +73,8 @@ class NegativeSettings:
     """How much lower than the best positive the cross-encoder scores a negative, at least."""
     allow_answers: bool = False
     """Take documents that hold an answer too."""
+    allow_held_out: bool = False
+    """Take what is relevant to held-out questions too: sparing it tells training of their qrels."""
     similarity: float = 0.8
     """From where a document is nearly the same as a positive and not taken, up to 1."""
     device: str | None = None
@@ -156,13 +158,14 @@ def _examples(
     """Read the questions with their positives.
 
     Returns:
-        the questions, their judgements, the held-out documents, and how many were left out of what.
+        the questions, their judgements, the documents to spare, and how many were left out of what.
     """
     asked = read_questions(settings.questions)
     examples, qrels, counts = with_positives(asked, settings.questions, settings.qrels, index)
     apart, documents = without_held_out(examples, asked, settings.held_out)
     counts["questions held out"] = len(examples) - len(apart)
-    return drawn(apart, settings.limit), qrels, documents, counts
+    spared = frozenset() if settings.allow_held_out else documents
+    return drawn(apart, settings.limit), qrels, spared, counts
 
 
 def _mined(

@@ -146,6 +146,10 @@ def test_nothing_of_dev_and_test_is_taken(place, capsys):
     for metal, names in found.items():
         assert set(names) == METALS.keys() - {metal, "copper", "gold"}
     assert results["hits"]["held_out"] == 5
+    assert mine("--held-out", "dev.tsv", "--allow-held-out", output="all.jsonl") == 0
+    assert {m: set(found) for m, found in negatives("all.jsonl").items()} == {
+        metal: METALS.keys() - {metal} for metal in ANSWERS if metal != "tin"
+    }
     (place / "s.toml").write_text('held_out = ["dev.tsv", "test.jsonl"]\n')
     first = (place / "n.jsonl").read_text()
     assert mine("--config", "s.toml", "--replace") == 0
@@ -214,9 +218,7 @@ def cross_encoder(tmp_path_factory):
     return str(folder)
 
 
-def test_a_cross_encoder_refuses_and_a_stopped_run_goes_on(
-    place, cross_encoder, monkeypatch, capsys
-):
+def test_a_cross_encoder_refuses_and_scores_a_pair_once(place, cross_encoder, monkeypatch, capsys):
     model = CrossEncoder.load(cross_encoder, device="cpu", precision="fp32")
     scores = {}
     for metal in ANSWERS:
