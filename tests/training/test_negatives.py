@@ -74,6 +74,11 @@ def test_each_filter_takes_what_it_is_for_and_nothing_else(reason, document, wit
         assert kept == ["lead", document.id, "brie"]
 
 
+def test_a_text_that_differs_in_case_and_punctuation_alone_is_always_a_duplicate():
+    found = hits(Document("same", GOLD.text.upper().replace(",", " -")), *plain("lead"))
+    assert mined(found, allow_answers=True, similarity=1.0)[0] == ["lead"]
+
+
 def test_another_piece_of_the_positives_parent_is_no_negative():
     example = replace(EXAMPLE, positives=(piece("metals", 1, GOLD.text),))
     found = hits(piece("metals", 2, PLAIN["iron"]), piece("cheeses", 2, PLAIN["brie"]))
