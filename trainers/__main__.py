@@ -9,6 +9,7 @@ from cyclopts import App
 from ragkit import __version__
 from ragkit.console import run
 
+from .negatives import negatives
 from .virtual_tokens import virtual_tokens
 
 app = App(
@@ -17,6 +18,7 @@ app = App(
     version=__version__,
     help_format="plaintext",
 )
+app.command(negatives)
 app.command(virtual_tokens)
 
 

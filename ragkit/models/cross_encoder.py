@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -12,9 +14,20 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
+from ..artefacts import fingerprint, read_json, write_json
 from ..errors import ModelError
 from .names import resolve
-from .precision import Precision, batches, check_device, check_precision, has_bf16, without_bars
+from .precision import (
+    Precision,
+    batches,
+    check_device,
+    check_precision,
+    has_bf16,
+    weights_hash,
+    without_bars,
+)
+
+_SLICE = 1024  # pairs that are scored before their scores are kept
 
 
 class CrossEncoder:
@@ -87,3 +100,54 @@ class CrossEncoder:
                     [pairs[i] for i in batch], batch_size=len(batch), show_progress_bar=False
                 )
         return out
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """One hash of all that scores depend on: equal fingerprints mean the same scores."""
+        return fingerprint(
+            {
+                "weights": weights_hash(self.model.state_dict()),
+                "max_length": self.model.max_seq_length,
+                "activation": type(self.model.activation_fn).__name__,
+                "bf16": self._half,
+            }
+        )
+
+
+class KeptScores:
+    """A cross-encoder whose scores are kept on disk as they are made: no pair is scored twice.
+
+    Args:
+        model: the cross-encoder.
+        folder: where scores are kept, those of each model apart.
+    """
+
+    def __init__(self, model: CrossEncoder, folder: Path) -> None:
+        self._model = model
+        self._folder = folder / model.fingerprint
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._kept: dict[str, float] = {}
+        for path in sorted(self._folder.glob("*.json")):
+            self._kept |= read_json(path)
+
+    def score(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        *,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> NDArray[np.float32]:
+        """Return each pair's score, float32 of shape [pairs]; higher is more relevant.
+
+        `progress` is told how many pairs are done.
+        """
+        keys = [fingerprint(list(pair)) for pair in pairs]
+        new = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in self._kept}
+        for start in range(0, len(new), _SLICE):
+            progress(len(pairs) - len(new) + start)
+            part = dict(list(new.items())[start : start + _SLICE])
+            scores = self._model.score(list(part.values())).tolist()
+            made = dict(zip(part, scores, strict=True))
+            write_json(self._folder / f"{fingerprint(list(part))}.json", made)
+            self._kept |= made
+        progress(len(pairs))
+        return np.array([self._kept[key] for key in keys], np.float32)

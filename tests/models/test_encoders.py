@@ -12,7 +12,8 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from ragkit.errors import ModelError
-from ragkit.models import BiEncoder, CrossEncoder
+from ragkit.models import BiEncoder, CrossEncoder, cross_encoder
+from ragkit.models.cross_encoder import KeptScores
 from ragkit.rerankers import GeneratorReranker
 from ragkit.types import Document, Hit, Query
 
@@ -191,6 +192,42 @@ def test_cross_encoder_scores_and_their_order(folders):
     assert half.dtype == np.float32
     np.testing.assert_allclose(half, expected, atol=0.05)
     assert model.score([]).shape == (0,)
+
+
+def test_scores_are_kept_as_they_are_made(folders, tmp_path, monkeypatch):
+    model = CrossEncoder.load(folders[1], precision="fp32", device="cpu")
+    pairs = [("tin", text) for text in TEXTS]
+    expected = model.score(pairs)
+    monkeypatch.setattr(cross_encoder, "_SLICE", 2)
+    asked, score = [], CrossEncoder.score
+
+    def stopping(self, some):
+        asked.extend(some)
+        if len(asked) > 4:
+            raise KeyboardInterrupt
+        return score(self, some)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CrossEncoder, "score", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            KeptScores(model, tmp_path).score(pairs)
+    assert asked == pairs
+    asked.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(CrossEncoder, "score", stopping)
+        done = []
+        # In another order, and one of them twice: the two that were not kept are scored, once.
+        found = KeptScores(model, tmp_path).score([*pairs[::-1], pairs[5]], progress=done.append)
+    np.testing.assert_allclose(found, [*expected[::-1], expected[5]], atol=1e-5)
+    assert asked == pairs[:3:-1] and done == [5, 7]
+    with torch.no_grad():
+        list(model.model.parameters())[-1].add_(1.0)
+    other = CrossEncoder(model.model, precision="fp32")
+    assert other.fingerprint != model.fingerprint
+    found = KeptScores(other, tmp_path).score(pairs)
+    assert np.abs(found - expected).min() > 1e-3
+    np.testing.assert_allclose(found, other.score(pairs), atol=1e-5)
+    assert CrossEncoder(model.model, precision="bf16").fingerprint != other.fingerprint
 
 
 def test_a_cross_encoder_of_two_scores_is_refused(folders):

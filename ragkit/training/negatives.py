@@ -1,0 +1,280 @@
+"""Hard negatives: documents that a retriever finds for a question and that do not answer it."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
+from itertools import islice
+from random import Random
+from typing import Any, TypeAlias
+
+from ..errors import DataError, SettingsError
+from ..evaluation.answers import cover_match
+from ..evaluation.duplicates import normalize_text, shingles
+from ..splitting import parent_of
+from ..types import Document, Example, Hit, Qrels
+
+Score: TypeAlias = Callable[[Sequence[tuple[str, str]]], Sequence[float]]
+"""A cross-encoder: scores of (query, title and text)."""
+
+FILTERS = {
+    "rank": "before the first rank that counts",
+    "relevant": "relevant, or of a relevant document",
+    "held_out": "relevant to a held-out question",
+    "unfound": "with nothing relevant found to keep a margin to",
+    "margin": "within the margin to the best relevant document, or above it",
+    "duplicate": "nearly the same as a positive",
+    "answer": "holding an answer",
+    "cross_encoder": "scored too high by the cross-encoder",
+}
+"""What takes a candidate away, in the order in which it is asked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """Which of the documents found for a question may be its negatives, and how many are taken.
+
+    A margin is measured from the best score of a document that is relevant to the question. Where
+    none was found, all that was found scores higher than what is relevant, and is no negative.
+
+    Attributes:
+        negatives: how many each question gets, at most.
+        from_rank: the first rank that counts, from 1.
+        margin: how much lower than the positive a negative scores, at least.
+        relative_margin: the same, as a share of the positive's score.
+        max_score: the highest score that a cross-encoder may give a negative.
+        score_margin: how much lower than the best positive a cross-encoder scores it, at least.
+        allow_answers: whether a negative may hold an answer.
+        similarity: from where a document is nearly the same as a positive, by `shingles`.
+        held_out: ids of documents that are never taken, nor pieces of them.
+        seed: draws from all ranks alike; None takes the best ranks.
+
+    Raises:
+        SettingsError: a number out of its range.
+    """
+
+    negatives: int = 8
+    from_rank: int = 1
+    margin: float | None = None
+    relative_margin: float | None = None
+    max_score: float | None = None
+    score_margin: float | None = None
+    allow_answers: bool = False
+    similarity: float = 0.8
+    held_out: AbstractSet[str] = frozenset()
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("negatives", "from_rank"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"{name} must be at least 1, not {getattr(self, name)}")
+        ends = {"margin": math.inf, "relative_margin": 1.0, "score_margin": math.inf}
+        for name, end in ends.items():
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < end:
+                most = "" if end == math.inf else f" and below {end:g}"
+                raise SettingsError(f"{name} must be a number from 0 up{most}, not {value}")
+        if self.max_score is not None and not math.isfinite(self.max_score):
+            raise SettingsError(f"max_score must be a number, not {self.max_score}")
+        if not 0 < self.similarity <= 1:
+            raise SettingsError(f"similarity must lie above 0 and up to 1, not {self.similarity}")
+
+    @property
+    def scored(self) -> bool:
+        """Whether a cross-encoder is needed."""
+        return self.max_score is not None or self.score_margin is not None
+
+
+def mine(
+    examples: Sequence[Example],
+    hits: Sequence[Sequence[Hit]],
+    rules: Rules,
+    *,
+    retriever: str,
+    judged: Qrels | None = None,
+    score: Score | None = None,
+) -> tuple[list[Example], Counter[str]]:
+    """Choose each question's negatives among its hits.
+
+    What is known of a document lies in its `metadata["mined"]`: `retriever`, `rank` (from 1) and
+    `score` there; for a negative the `margin` to the best relevant document found, and its
+    `similarity` to the nearest positive; by a cross-encoder `cross_encoder`, and a negative's
+    `cross_encoder_margin` to the best positive. Negatives that came with an example are replaced.
+
+    A cross-encoder is asked about as many candidates as are still needed, then about the next ones
+    in place of those that it refused.
+
+    Args:
+        examples: questions with their positives.
+        hits: what was found for each, best first.
+        rules: which hits are taken.
+        retriever: what found them; kept with them.
+        judged: documents that qrels judge relevant are no negatives of that question.
+        score: a cross-encoder; needed for `max_score` and `score_margin`.
+
+    Returns:
+        The examples in their order, with as many negatives as were found; and how many hits were
+        looked at (`seen`), kept (`kept`), and taken away by each of `FILTERS`.
+
+    Raises:
+        DataError: an example without positives.
+        SettingsError: the rules need a cross-encoder.
+    """
+    if score is None and rules.scored:
+        raise SettingsError("max_score and score_margin need a cross-encoder")
+    counts: Counter[str] = Counter()
+    searches = [
+        _Search(example, found, rules, retriever, (judged or {}).get(example.query.id, {}), counts)
+        for example, found in zip(examples, hits, strict=True)
+    ]
+    left = searches
+    while left:
+        asked = [(search, search.more()) for search in left]
+        asked = [(search, candidates) for search, candidates in asked if candidates]
+        if score is not None:
+            _score(asked, score)
+        for search, candidates in asked:
+            search.judge(candidates)
+        left = [search for search, _ in asked if search.lacks]
+    return [search.example() for search in searches], counts
+
+
+@dataclass(slots=True)
+class _Candidate:
+    document: Document
+    mined: dict[str, Any]
+
+
+class _Search:
+    """The search for one question's negatives."""
+
+    def __init__(
+        self,
+        example: Example,
+        hits: Sequence[Hit],
+        rules: Rules,
+        retriever: str,
+        grades: dict[str, int],
+        counts: Counter[str],
+    ) -> None:
+        if not example.positives:
+            raise DataError(f"question {example.query.id!r} has no positives")
+        self.query = example.query.text
+        self.positives = [_Candidate(each, {"retriever": retriever}) for each in example.positives]
+        self._example, self._rules, self._counts = example, rules, counts
+        self._shingles = [shingles(normalize_text(each.text)) for each in example.positives]
+        self._texts = {each.text for each in example.positives}
+        self._relevant = {document for document, grade in grades.items() if grade > 0}
+        for positive in example.positives:
+            self._relevant |= {positive.id, parent_of(positive) or positive.id}
+        self._kept: list[_Candidate] = []
+        best = next((hit.score for hit in hits if self._is_relevant(hit.document)), None)
+        self._best = best
+        places = {hit.document.id: (rank, hit.score) for rank, hit in enumerate(hits, 1)}
+        for each in self.positives:
+            if each.document.id in places:
+                each.mined["rank"], each.mined["score"] = places[each.document.id]
+        self._candidates = self._pass(hits, retriever)
+
+    @property
+    def lacks(self) -> int:
+        """How many negatives are still to be found."""
+        return self._rules.negatives - len(self._kept)
+
+    def more(self) -> list[_Candidate]:
+        """Return the next candidates, as many as are still to be found."""
+        return list(islice(self._candidates, self.lacks))
+
+    def judge(self, candidates: Sequence[_Candidate]) -> None:
+        """Keep the candidates that the cross-encoder does not refuse, if it was asked."""
+        least, most = self._rules.score_margin, self._rules.max_score
+        best = max(each.mined.get("cross_encoder", -math.inf) for each in self.positives)
+        for each in candidates:
+            score = each.mined.get("cross_encoder")
+            if score is not None:
+                margin = each.mined["cross_encoder_margin"] = best - score
+                if (most is not None and score > most) or (least is not None and margin < least):
+                    self._counts["cross_encoder"] += 1
+                    continue
+            self._counts["kept"] += 1
+            self._kept.append(each)
+
+    def example(self) -> Example:
+        """Return the example with what was found."""
+
+        def told(each: _Candidate) -> Document:
+            return replace(
+                each.document, metadata={**each.document.metadata, "mined": dict(each.mined)}
+            )
+
+        return replace(
+            self._example,
+            positives=tuple(map(told, self.positives)),
+            negatives=tuple(map(told, self._kept)),
+        )
+
+    def _pass(self, hits: Sequence[Hit], retriever: str) -> Iterator[_Candidate]:
+        ranked = list(enumerate(hits, 1))
+        if self._rules.seed is not None:
+            Random(f"{self._rules.seed} {self._example.query.id}").shuffle(ranked)
+        for rank, hit in ranked:
+            self._counts["seen"] += 1
+            alike = 0.0
+            reason = self._reason(rank, hit)
+            if reason is None:
+                alike = self._similarity(hit.document)
+                reason = self._reason_in_text(hit.document, alike)
+            if reason is not None:
+                self._counts[reason] += 1
+                continue
+            mined: dict[str, Any] = {"retriever": retriever, "rank": rank, "score": hit.score}
+            if self._best is not None:
+                mined["margin"] = self._best - hit.score
+            yield _Candidate(hit.document, mined | {"similarity": round(alike, 4)})
+
+    def _reason(self, rank: int, hit: Hit) -> str | None:
+        rules, best = self._rules, self._best
+        if rank < rules.from_rank:
+            return "rank"
+        if self._is_relevant(hit.document):
+            return "relevant"
+        if hit.document.id in rules.held_out or parent_of(hit.document) in rules.held_out:
+            return "held_out"
+        if rules.margin is None and rules.relative_margin is None:
+            return None
+        if best is None:
+            return "unfound"
+        margin = max(rules.margin or 0.0, (rules.relative_margin or 0.0) * abs(best))
+        return "margin" if hit.score > best - margin else None
+
+    def _reason_in_text(self, document: Document, alike: float) -> str | None:
+        if alike >= self._rules.similarity:
+            return "duplicate"
+        if self._rules.allow_answers:
+            return None
+        return "answer" if cover_match(document.contents, self._example.answers) else None
+
+    def _is_relevant(self, document: Document) -> bool:
+        known = document.id in self._relevant or parent_of(document) in self._relevant
+        return known or document.text in self._texts
+
+    def _similarity(self, document: Document) -> float:
+        """Return the Jaccard similarity of a document's shingles to the nearest positive's."""
+        own = shingles(normalize_text(document.text))
+        return max(len(own & other) / max(1, len(own | other)) for other in self._shingles)
+
+
+def _score(asked: Sequence[tuple[_Search, Sequence[_Candidate]]], score: Score) -> None:
+    """Have the cross-encoder score candidates, and positives that it has not scored yet."""
+    new = [
+        (search.query, each)
+        for search, candidates in asked
+        for each in (*search.positives, *candidates)
+        if "cross_encoder" not in each.mined
+    ]
+    scores = score([(query, each.document.contents) for query, each in new])
+    for (_, each), value in zip(new, scores, strict=True):
+        each.mined["cross_encoder"] = float(value)
