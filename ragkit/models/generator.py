@@ -63,7 +63,7 @@ class Generator:
         self.name = name
         chat = layout == "chat" or (layout == "auto" and bool(tokenizer.chat_template))
         self.encoder = PromptEncoder(tokenizer, chat)
-        self._batch_tokens = batch_tokens
+        self.batch_tokens = batch_tokens
         self._ends = end_ids(model, tokenizer)
         self._hashed: tuple[list[float], str] | None = None
         self._based: str | None = None
@@ -124,11 +124,11 @@ class Generator:
             ModelError: a prompt and `max_new_tokens` do not fit into the window.
             SettingsError: more virtual tokens are asked for than there are.
         """
-        encoded, table = self._rows(prompts, virtual_tokens, max_new_tokens)
+        encoded, table = self.rows(prompts, virtual_tokens, max_new_tokens)
         if temperature > 0:
             torch.manual_seed(seed)
         texts: dict[int, str] = {}
-        budget, alike = self._batch_tokens, temperature == 0
+        budget, alike = self.batch_tokens, temperature == 0
         batches = generation_batches(self.model, encoded, budget, max_new_tokens, alike=alike)
         with spliced(self.model, table):
             for batch, rows, cache in batches:
@@ -156,7 +156,7 @@ class Generator:
         Raises:
             ModelError, SettingsError: as `generate` does.
         """
-        rows, table = self._rows([prompt], virtual_tokens, max_new_tokens)
+        rows, table = self.rows([prompt], virtual_tokens, max_new_tokens)
         if temperature > 0:
             torch.manual_seed(seed)
         inputs, read = self._inputs(rows)
@@ -185,7 +185,7 @@ class Generator:
         Raises:
             ModelError: a prompt does not fit into the window.
         """
-        encoded, _ = self._rows(prompts, 0, 1)
+        encoded, _ = self.rows(prompts, 0, 1)
         return self._scorer.first_tokens(encoded, options)
 
     def loglikelihoods(
@@ -221,7 +221,7 @@ class Generator:
 
     @property
     def _scorer(self) -> LikelihoodScorer:
-        return LikelihoodScorer(self.model, self.tokenizer, self.window, self._batch_tokens)
+        return LikelihoodScorer(self.model, self.tokenizer, self.window, self.batch_tokens)
 
     def weights_hash(self) -> str:
         """Return the SHA-256 of the weights; it is kept until the sum of a tensor changes."""
@@ -237,7 +237,7 @@ class Generator:
             self._based = weights_hash(self.model.state_dict(), torch.bfloat16)
         return self._based
 
-    def _rows(
+    def rows(
         self, prompts: Sequence[Prompt], plugged: Plugged, max_new_tokens: int
     ) -> tuple[list[tuple[int, ...]], torch.Tensor | None]:
         """Return prompts as token ids with virtual tokens in their places, and those's embeddings.

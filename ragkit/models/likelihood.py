@@ -43,8 +43,7 @@ class LikelihoodScorer:
         self._encoder = PromptEncoder(tokenizer, chat=False)
         self._window = window
         self._budget = batch_tokens
-        vocabulary = int(model.config.get_text_config().vocab_size)
-        self._positions = max(1, _LOGITS // vocabulary)
+        self._positions = logit_rows(model)
 
     @torch.inference_mode()
     def first_tokens(
@@ -148,7 +147,7 @@ class LikelihoodScorer:
         fan = max((len(scored) for _, scored in rows), default=1)
         budget = self._budget // max(1, fan)
         lengths = [len(context) for context, _ in rows]
-        for batch in _alike(lengths, budget, self._positions):
+        for batch in alike(lengths, budget, self._positions):
             yield from zip(batch, self._batch([rows[i] for i in batch]), strict=True)
 
     @torch.inference_mode()
@@ -165,7 +164,7 @@ class LikelihoodScorer:
         )
         longer = [place for place, continuation in enumerate(flat) if len(continuation) > 1]
         lengths = [len(flat[place]) - 1 for place in longer]
-        for part in _alike(lengths, self._budget, self._positions, mask.shape[1]):
+        for part in alike(lengths, self._budget, self._positions, mask.shape[1]):
             places = [longer[i] for i in part]
             chosen = torch.tensor([owners[place] for place in places], device=mask.device)
             own = deepcopy(cache)
@@ -216,7 +215,12 @@ class LikelihoodScorer:
         return totals
 
 
-def _alike(lengths: Sequence[int], budget: int, limit: int, more: int = 0) -> Iterator[list[int]]:
+def logit_rows(model: Any) -> int:
+    """Return of how many tokens the logits are held at a time."""
+    return max(1, _LOGITS // int(model.config.get_text_config().vocab_size))
+
+
+def alike(lengths: Sequence[int], budget: int, limit: int, more: int = 0) -> Iterator[list[int]]:
     """Group positions as `batches` does, and again where a quarter and more would be padding.
 
     `more` is what each row takes of the budget beside its length.

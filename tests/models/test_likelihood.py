@@ -134,11 +134,11 @@ def test_batches_are_split_where_padding_is_worth_a_pass():
     lengths = [1, 40, 3, 39, 31, 2, 38, 29]
     # 40 + 39 + 38 + 31 pad little. 29 is below three quarters of 40, and 4 x 40 tokens are worth
     # a pass of their own; what follows 29 is not (1 x 29).
-    assert list(likelihood._alike(lengths, 1000, 99)) == [[1, 3, 6, 4], [7, 2, 5, 0]]
-    assert list(likelihood._alike(lengths, 80, 99)) == [[1, 3], [6, 4], [7, 2], [5, 0]]
-    assert list(likelihood._alike(lengths, 1000, 3)) == [[1, 3, 6], [4, 7, 2], [5, 0]]
+    assert list(likelihood.alike(lengths, 1000, 99)) == [[1, 3, 6, 4], [7, 2, 5, 0]]
+    assert list(likelihood.alike(lengths, 80, 99)) == [[1, 3], [6, 4], [7, 2], [5, 0]]
+    assert list(likelihood.alike(lengths, 1000, 3)) == [[1, 3, 6], [4, 7, 2], [5, 0]]
     # 60 more a row fill the budget sooner.
-    assert list(likelihood._alike(lengths, 200, 99, 60)) == [[1, 3], [6, 4], [7, 2], [5, 0]]
+    assert list(likelihood.alike(lengths, 200, 99, 60)) == [[1, 3], [6, 4], [7, 2], [5, 0]]
 
 
 def test_a_context_is_read_once_and_only_the_scored_positions_have_logits(small, monkeypatch):
