@@ -10,6 +10,8 @@ from ragkit import __version__
 from ragkit.console import run
 
 from .negatives import negatives
+from .reranker import reranker
+from .retriever import retriever
 from .virtual_tokens import virtual_tokens
 
 app = App(
@@ -19,6 +21,8 @@ app = App(
     help_format="plaintext",
 )
 app.command(negatives)
+app.command(retriever)
+app.command(reranker)
 app.command(virtual_tokens)
 
 

@@ -15,12 +15,13 @@ from ragkit.assemble import RetrievalSettings, open_index, resolved
 from ragkit.console import print_json, print_tables, progress_bars, say
 from ragkit.corpus import read_questions, write_questions
 from ragkit.errors import DataError, SettingsError
-from ragkit.models.names import cache_folder
 from ragkit.parsing import suffix_of
 from ragkit.training.negatives import FILTERS, Rules, Score, mine
-from ragkit.types import Example, Hit, Progress, Qrels
+from ragkit.types import Example, Hit, Qrels
 
-from .questions import drawn, ranked, with_positives, without_held_out
+from .positives import with_positives, without_held_out
+from .questions import drawn, ranked
+from .supervision import scorer
 
 if TYPE_CHECKING:
     from ragkit.stores.index import Index
@@ -179,7 +180,10 @@ def _mined(
     mined: list[Example] = []
     counts: Counter[str] = Counter()
     with progress_bars() as progress:
-        score = _scorer(settings, progress)
+        score: Score | None = None
+        if settings.cross_encoder is not None:
+            named = settings.cross_encoder, settings.device, settings.precision
+            score = scorer(*named, progress)
         found = ranked(index, [each.query for each in examples], by, settings.depth, progress)
         for start in range(0, len(examples), _SLICE):
             progress("negatives", start, len(examples))
@@ -199,27 +203,6 @@ def _mined(
             counts += taken
         progress("negatives", len(examples), len(examples))
     return mined, counts
-
-
-def _scorer(settings: NegativeSettings, progress: Progress) -> Score | None:
-    """Load the cross-encoder, if the settings name one; its scores are kept in ragkit's cache."""
-    if settings.cross_encoder is None:
-        return None
-    from ragkit.models.cross_encoder import CrossEncoder, KeptScores
-
-    model = CrossEncoder.load(
-        settings.cross_encoder, device=settings.device, precision=settings.precision
-    )
-    kept = KeptScores(model, cache_folder() / "cross-encoder")
-    done = 0
-
-    def score(pairs: Sequence[tuple[str, str]]) -> list[float]:
-        nonlocal done
-        scores = kept.score(pairs, progress=lambda of: progress("cross-encoder", done + of, None))
-        done += len(pairs)
-        return [float(value) for value in scores]
-
-    return score
 
 
 def _results(

@@ -7,19 +7,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from random import Random
-from sys import maxsize
 from typing import TYPE_CHECKING
 
 from ragkit.artefacts import fingerprint, read_json, write_json
 from ragkit.assemble import RetrievalSettings, assemble, open_index, resolved
 from ragkit.corpus import read_qrels, read_questions
 from ragkit.errors import DataError, SettingsError
-from ragkit.evaluation.duplicates import normalize_text
-from ragkit.evaluation.evidence import gold_passages
-from ragkit.evaluation.gold import Gold, sample
 from ragkit.models.names import cache_folder
-from ragkit.parsing import suffix_of
-from ragkit.types import Document, Example, Hit, Progress, Qrels, Query
+from ragkit.types import Example, Hit, Progress, Query
 
 if TYPE_CHECKING:
     from ragkit.stores.index import Index
@@ -54,102 +49,6 @@ def answered(path: Path, qrels: Path | None) -> list[Example]:
             path,
         )
     return found
-
-
-def with_positives(
-    asked: Sequence[Example], path: Path, qrels_path: Path | None, index: Index
-) -> tuple[list[Example], Qrels, dict[str, int]]:
-    """Keep the questions with positives: those of qrels that an index holds, or else their own.
-
-    Args:
-        asked: the questions of `path`.
-        path: where they come from.
-        qrels_path: what judges them; None takes the positives that came with them.
-        index: where the relevant documents are looked up.
-
-    Returns:
-        the questions, the qrels, and how many were left out of what.
-
-    Raises:
-        DataError: that leaves no question.
-    """
-    qrels: Qrels = {}
-    judged = list(asked)
-    named = [document.id for each in asked for document in each.positives]
-    none = f"{path}: none of {len(asked)} questions has positives. Pass --qrels FILE"
-    if qrels_path is not None:
-        qrels = read_qrels(qrels_path)
-        gold = Gold(qrels, {}, {})
-        judged = [replace(each, positives=()) for each in asked if each.query.id in qrels]
-        if not judged:
-            raise DataError(f"{qrels_path} judges none of the questions of {path}")
-        judged = [replace(each, positives=_positives(each, gold, index)) for each in judged]
-        named = [d for each in judged for d, grade in qrels[each.query.id].items() if grade > 0]
-        none = (
-            f"none of the {len(set(named))} documents that {qrels_path} judges relevant to "
-            f"questions of {path} is in {index.path}: {sample(dict.fromkeys(named))}"
-        )
-    examples = [example for example in judged if example.positives]
-    if not examples:
-        raise DataError(none)
-    missing = [document for document in dict.fromkeys(named) if not index.pieces(document)]
-    if missing:
-        told = f"{len(missing)} of {len(set(named))} positives are not in {index.path}"
-        _log.warning("%s: %s", told, sample(missing))
-    counts = {
-        "questions not judged": len(asked) - len(judged),
-        "questions without positives": len(judged) - len(examples),
-        "positives not in the index": len(missing),
-    }
-    return examples, qrels, counts
-
-
-def _positives(example: Example, gold: Gold, index: Index) -> tuple[Document, ...]:
-    return tuple(hit.document for hit in gold_passages(example, gold, index, maxsize))
-
-
-def without_held_out(
-    examples: Sequence[Example], asked: Sequence[Example], files: Sequence[Path]
-) -> tuple[list[Example], frozenset[str]]:
-    """Leave out the questions of files of qrels or (.jsonl, .json, .gz) questions, by id or text.
-
-    Args:
-        examples: the questions to choose from.
-        asked: more questions, by which the ids of qrels have texts.
-        files: what is held out.
-
-    Returns:
-        the other questions, and the ids of the documents that are relevant to what is held out.
-
-    Raises:
-        DataError: that leaves no question.
-    """
-    names: set[str] = set()
-    texts: set[str] = set()
-    documents: set[str] = set()
-    for path in files:
-        if suffix_of(path).removesuffix(".gz") in (".jsonl", ".json"):
-            held = read_questions(path)
-            names |= {example.query.id for example in held}
-            texts |= {normalize_text(example.query.text) for example in held}
-            documents |= {each.id for example in held for each in example.positives}
-        else:
-            qrels = read_qrels(path)
-            names |= qrels.keys()
-            documents |= {name for grades in qrels.values() for name in grades if grades[name] > 0}
-    texts |= {normalize_text(each.query.text) for each in asked if each.query.id in names}
-    apart = [
-        example
-        for example in examples
-        if example.query.id not in names and normalize_text(example.query.text) not in texts
-    ]
-    if not apart:
-        raise DataError(
-            f"all {len(examples)} questions are held out, by id or text, in "
-            f"{', '.join(map(str, files))}. Questions without ids are called by their lines: if "
-            "they are not the same, give them ids."
-        )
-    return apart, frozenset(documents)
 
 
 def drawn(examples: list[Example], limit: int | None) -> list[Example]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,10 +16,12 @@ from ragkit.console import print_json, print_tables, progress_bars, say
 from ragkit.errors import SettingsError
 from ragkit.types import Example, Hit, Progress, Qrels
 
-from .questions import ranked, train_and_dev
+from .list_settings import ListSettings, check_lists, loop_of
+from .positives import train_and_dev
+from .questions import ranked
 from .reranker_results import card, results_of, saver
 from .results import MARK, tables, write
-from .runs import check_state, json_values, own_device, training_state, whole_numbers
+from .runs import check_state, json_values, own_device, training_state
 from .supervision import GeneratorLists, taught
 
 if TYPE_CHECKING:
@@ -32,80 +33,20 @@ if TYPE_CHECKING:
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class RerankerSettings:
-    """What is learnt, from what, and how."""
+class RerankerSettings(ListSettings):
+    """What a cross-encoder learns, from what, and how."""
 
-    examples: Path
-    """Questions with positives and negatives, such as ragkit-train negatives writes; with
-    --objective utility, any questions with answers."""
-    index: Path
-    """The index folder whose hits are reranked."""
-    output: Path
-    """The folder for the cross-encoder."""
-    base: str = "all-MiniLM-L6-v2"
-    """The cross-encoder or sentence encoder to start from, by folder or name."""
-    qrels: Path | None = None
-    """The relevant documents are the positives, and only questions that have some are taken."""
     objective: Literal["bce", "listwise", "distil", "utility"] = "bce"
     """Learn of each document whether it is relevant; the order of a list; another cross-encoder's
     scores; or how likely a document makes the answer, as a generator judges it."""
-    dev_questions: Path | None = None
-    """Questions to evaluate on; --examples if --dev-qrels are given, else some are held out."""
-    dev_qrels: Path | None = None
-    """Their qrels."""
-    limit: int | None = None
-    """Questions to train on, drawn at random; all if not given."""
-    dev_limit: int = 100
-    """Questions to evaluate on, drawn at random."""
-    retriever: Literal["bm25", "dense", "hybrid"] | None = None
-    """What finds the hits; hybrid if the index has both stores."""
-    depth: int = 20
-    """Hits of a dev question that are reranked."""
-    negatives: int | None = None
-    """Negatives of a question in a batch, drawn from its own: 3, or all for distil and utility."""
-    teacher: str | None = None
-    """The cross-encoder that is distilled; without one, the scores that the examples have."""
-    generator: str = "SmolLM2-135M-Instruct"
-    """The generator whose judgement is learnt with --objective utility."""
-    passages: int = 8
-    """Documents of a question that the generator judges."""
-    teacher_temperature: float = 1.0
-    """What the scores of teacher or generator are divided by."""
-    seeds: str = "0"
-    """Seeds, such as 0,1,2: each is learnt apart; the best on dev is kept."""
-    epochs: float = 1.0
-    """Passes through the questions."""
-    steps: int | None = None
-    """Optimiser steps, in place of --epochs."""
     batch: int = 16
     """Questions in a step, over all processes."""
-    learning_rate: float = 1e-4
-    """The highest learning rate."""
-    schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
-    """The course of the learning rate."""
-    warmup: float = 0.1
-    """The share of steps in which the learning rate rises."""
-    weight_decay: float = 0.01
-    """AdamW's weight decay."""
-    clip: float = 1.0
-    """The largest norm of the gradient."""
-    dropout: float = 0.0
-    """The share of activations that is dropped while learning."""
-    max_length: int | None = 256
+    dev_limit: int = 100
+    """Questions to evaluate on, drawn at random."""
+    depth: int = 20
+    """Hits of a dev question that are reranked."""
+    max_length: int = 256
     """Tokens of a question and a document together; what is more is cut."""
-    evaluate_every: int | None = None
-    """Steps between two evaluations, each followed by a checkpoint; a quarter of all if not
-    given."""
-    kept_tokens: int = 16_384
-    """Tokens of a batch whose activations are kept; what is more is read twice, in less memory."""
-    report_to: str = ""
-    """Where training is reported to, by transformers' names, such as tensorboard."""
-    device: str | None = None
-    """Where models run: cpu, cuda, mps; the best one here if not given."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """The number format of activations while learning."""
-    replace: bool = False
-    """Replace the output that is there."""
 
 
 def reranker(*, settings: RerankerSettings, json: bool = False) -> None:
@@ -153,24 +94,11 @@ def check(settings: RerankerSettings) -> list[int]:
     Raises:
         SettingsError: naming the option.
     """
-    least = {"dev_limit": 2, "depth": 2, "passages": 2, "batch": 1, "steps": 1, "negatives": 1}
-    least |= {"evaluate_every": 1, "kept_tokens": 0, "max_length": 8}
-    for name, low in least.items():
-        value = getattr(settings, name)
-        if value is not None and value < low:
-            raise SettingsError(f"--{name.replace('_', '-')} must be at least {low}, not {value}")
-    if not 0 < settings.epochs < math.inf or not 0 <= settings.dropout < 1:
-        raise SettingsError(
-            f"--epochs {settings.epochs} and --dropout {settings.dropout}: expected a number above "
-            "0, and one from 0 to 1"
-        )
     if settings.objective != "distil" and settings.teacher:
         raise SettingsError(f"--objective {settings.objective} has no use for a --teacher")
-    if not settings.teacher_temperature > 0:
-        raise SettingsError(
-            f"--teacher-temperature must be above 0, not {settings.teacher_temperature}"
-        )
-    return whole_numbers(settings.seeds, "--seeds")
+    if settings.objective in ("bce", "listwise") and settings.negatives == 0:
+        raise SettingsError("a reranker needs negatives: --negatives 1 or more")
+    return check_lists(settings, {"depth": 2, "max_length": 8})
 
 
 def prepared(
@@ -253,26 +181,10 @@ def _dev(
 def _learn(
     run: RerankerRun, settings: RerankerSettings, seed: int, state: Path, progress: Progress
 ) -> tuple[CrossEncoder, History]:
-    from ragkit.training.keeper import LoopSettings
-
     folder = state / f"seed-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    steps = settings.steps or max(1, round(settings.epochs * len(run.questions) / settings.batch))
-    loop = LoopSettings(
-        steps=steps,
-        batch=settings.batch,
-        learning_rate=settings.learning_rate,
-        schedule=settings.schedule,
-        warmup=settings.warmup,
-        weight_decay=settings.weight_decay,
-        clip=settings.clip,
-        evaluate_every=settings.evaluate_every or max(1, math.ceil(steps / 4)),
-        seed=seed,
-        precision=settings.precision,
-        report_to=tuple(name for name in settings.report_to.split(",") if name),
-    )
     return run.learn(
-        loop,
+        loop_of(settings, len(run.questions), seed, 1e-4),
         folder,
         progress=lambda stage, done, total: progress(f"train, seed {seed}", done, total),
     )

@@ -14,10 +14,11 @@ from ragkit.console import print_json, print_tables, progress_bars, say
 from ragkit.errors import DataError, IndexStateError
 from ragkit.types import Example, Progress, Qrels
 
-from .questions import train_and_dev
+from .list_settings import loop_of
+from .positives import train_and_dev
 from .results import MARK, tables, write
 from .retriever_results import card, results_of, saver
-from .retriever_settings import RetrieverSettings, check, loop_of, loss_of
+from .retriever_settings import RetrieverSettings, check, loss_of
 from .runs import check_state, json_values, own_device, training_state
 from .supervision import GeneratorLists, taught
 
@@ -213,7 +214,7 @@ def _learn(
         anew = made.lists.anew(settings.relist_every, folder, both=not settings.fixed)
         run = replace(run, questions=anew)
     return run.learn(
-        loop_of(settings, len(made.train), seed),
+        loop_of(settings, len(made.train), seed, 1e-3 if settings.adapter else 1e-4),
         folder,
         progress=lambda _, done, total: progress(f"train, seed {seed}", done, total),
     )

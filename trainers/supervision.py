@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ragkit.artefacts import read_json, write_json
 from ragkit.assemble import RetrievalSettings, resolved
 from ragkit.errors import DataError, SettingsError
+from ragkit.models.names import cache_folder
 from ragkit.types import Example, Hit, Progress, Query
 
 from .questions import ranked
@@ -17,12 +18,32 @@ from .questions import ranked
 if TYPE_CHECKING:
     from ragkit.models.bi_encoder import BiEncoder
     from ragkit.models.generator import Generator
+    from ragkit.models.precision import Precision
     from ragkit.readers import GeneratorReader
     from ragkit.stores.dense import DenseStore
     from ragkit.stores.index import Index
     from ragkit.training.lists import ListedQuestion
 
 STYLE, CONTEXT_TOKENS = "spring", 512  # of the prompts by which a generator judges a document
+
+
+def scorer(
+    name: str, device: str | None, precision: Precision, progress: Progress
+) -> Callable[[Sequence[tuple[str, str]]], list[float]]:
+    """Load a cross-encoder, and return what scores pairs; scores are kept in ragkit's cache."""
+    from ragkit.models.cross_encoder import CrossEncoder, KeptScores
+
+    model = CrossEncoder.load(name, device=device, precision=precision)
+    kept = KeptScores(model, cache_folder() / "cross-encoder")
+    done = 0
+
+    def score(pairs: Sequence[tuple[str, str]]) -> list[float]:
+        nonlocal done
+        scores = kept.score(pairs, progress=lambda of: progress("cross-encoder", done + of, None))
+        done += len(pairs)
+        return [float(value) for value in scores]
+
+    return score
 
 
 def taught(
@@ -41,8 +62,6 @@ def taught(
     """
     pairs = [(each, of) for each in examples for of in (*each.positives, *each.negatives)]
     if teacher is not None:
-        from .cross_scores import scorer
-
         values = scorer(teacher, device, "fp32", progress)(
             [(each.query.text, of.contents) for each, of in pairs]
         )

@@ -161,14 +161,15 @@ class RerankerRun:
         """
         try:
             with without_bars():
-                model = sentence_transformers.CrossEncoder(
+                model: Any = sentence_transformers.CrossEncoder(
                     resolve(self.base), num_labels=1, device=self.device
                 )
         except (OSError, ValueError, SafetensorError, RuntimeError) as error:
             raise ModelError(f"cross-encoder {self.base!r} cannot be loaded: {error}") from error
         if self.max_length is not None:
             model.max_seq_length = self.max_length
-        return model
+        given: sentence_transformers.CrossEncoder = model
+        return given
 
     def collated(self, rows: Sequence[DrawnList]) -> dict[str, Any]:
         """Return the columns that sentence-transformers' losses read: texts, and labels."""

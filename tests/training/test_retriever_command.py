@@ -1,0 +1,264 @@
+"""`ragkit-train retriever` and `reranker`, from files to files, with tiny models."""
+
+import json
+
+import numpy as np
+import pytest
+import sentence_transformers
+from ragkit.indexers.__main__ import app as indexer
+from ragkit.trainers.__main__ import app
+
+from ragkit import Document, Index
+from ragkit.console import run
+from ragkit.errors import IndexStateError
+from ragkit.models import BiEncoder, CrossEncoder
+from ragkit.retrievers import DenseRetriever
+
+METALS = ["tin", "lead", "zinc", "iron", "gold", "copper", "nickel", "silver", "cobalt", "barium"]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch, tiny_encoder):
+    monkeypatch.setenv("RAGKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    documents = [
+        Document(metal, f"{metal} melts at {90 + 7 * i}.") for i, metal in enumerate(METALS)
+    ]
+    Index.build("kb", documents, encoder=tiny_encoder)
+    lines = [
+        {"id": f"{metal}-{n}", "text": text, "answers": [str(90 + 7 * i)]}
+        for i, metal in enumerate(METALS)
+        for n, text in enumerate([f"when does {metal} melt?", f"what melts {metal}?"])
+    ]
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    qrels = "".join(f"{line['id']} 0 {line['id'][:-2]} 1\n" for line in lines)
+    (tmp_path / "qrels.tsv").write_text(qrels)
+    return tmp_path
+
+
+def train(what, base, *options):
+    given = {
+        "--examples": "questions.jsonl", "--index": "kb", "--output": "out", "--base": str(base),
+        "--steps": "6", "--batch": "4", "--dev-limit": "6", "--device": "cpu",
+        "--learning-rate": "3e-3", "--evaluate-every": "2",
+    }  # fmt: skip
+    named = {option.split("=")[0] for option in options}
+    command = [f"{name}={value}" for name, value in given.items() if name not in named]
+    return run(app, [what, *command, *options])
+
+
+def mine(*options):
+    command = ["negatives", "--index=kb", "--questions=questions.jsonl", "--qrels=qrels.tsv"]
+    return run(app, [*command, "--output=mined.jsonl", "--negatives=3", *options])
+
+
+def results_of(capsys):
+    return json.loads(capsys.readouterr().out)
+
+
+def test_from_mined_negatives_to_a_refreshed_index(place, tiny_encoder_folder, capsys):
+    assert mine() == 0
+    capsys.readouterr()
+    assert (
+        train("retriever", tiny_encoder_folder, "--examples=mined.jsonl", "--seeds=0,1", "--json")
+        == 0
+    )
+    results = results_of(capsys)
+    assert results["base"]["unchanged"]
+    assert set(results["measures"]) == {"before", "after"} and results["measure"] == "nDCG@10"
+    assert results["data"]["train"] + results["data"]["dev"] == 20
+    assert results["differences"]["nDCG@10"]["n"] == results["data"]["dev"]
+    out = place / "out"
+    assert (out / "seeds" / "1" / "modules.json").exists() and not (place / "out.training").exists()
+    assert not [path for path in out.rglob("*") if path.suffix in (".bin", ".pt", ".pkl")]
+    tuned = BiEncoder.load("out", device="cpu", precision="fp32")
+    plain = sentence_transformers.SentenceTransformer("out", device="cpu")
+    np.testing.assert_allclose(plain.encode(["tin"]), tuned.encode_queries(["tin"]), atol=1e-5)
+    with pytest.raises(IndexStateError, match="refresh"):
+        DenseRetriever(Index.open("kb"), tuned)
+    assert run(indexer, ["refresh", "--index=kb", "--encoder=out", "--device=cpu"]) == 0
+    DenseRetriever(Index.open("kb"), tuned)
+    assert "encoder made of" in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize("options", [("--side=query",), ("--objective=query-adapter", "--lora=2")])
+def test_what_changes_queries_alone_searches_the_index_as_it_is(
+    place, tiny_encoder_folder, options, capsys
+):
+    before = (place / "kb" / "manifest.json").read_bytes()
+    assert train("retriever", tiny_encoder_folder, "--qrels=qrels.tsv", *options) == 0
+    assert "refresh" not in capsys.readouterr().err
+    tuned = BiEncoder.load("out", device="cpu", precision="fp32")
+    DenseRetriever(Index.open("kb"), tuned)
+    assert (place / "kb" / "manifest.json").read_bytes() == before
+
+
+def test_the_side_of_queries_needs_the_indexs_encoder(place, tiny_encoder_folder, capsys):
+    assert train("retriever", tiny_encoder_folder, "--qrels=qrels.tsv") == 0
+    capsys.readouterr()
+    options = ("--base=out", "--output=two", "--qrels=qrels.tsv", "--side=query")
+    assert train("retriever", "out", *options) == 1
+    said = capsys.readouterr().err
+    assert "its vectors are by the encoder" in said and "ragkit-index refresh" in said
+    assert not (place / "two").exists() and not (place / "two.training").exists()
+
+
+def test_answers_alone_teach_through_the_generator(
+    place, tiny_encoder_folder, tiny_folder, monkeypatch, capsys
+):
+    options = ("--objective=lsr", f"--generator={tiny_folder}", "--passages=4", "--json")
+    options += ("--relist-every=2",)
+    assert train("retriever", tiny_encoder_folder, *options) == 0
+    results = results_of(capsys)
+    assert results["measure"] == "answer MRR@10"
+    assert results["settings"]["qrels"] is None
+    from ragkit.models import answers
+
+    def never(*_, **__):
+        raise AssertionError("labels are made again")
+
+    monkeypatch.setattr(answers, "answer_loglikelihoods", never)
+    monkeypatch.setattr("ragkit.training.utility.answer_loglikelihoods", never)
+    assert train("retriever", tiny_encoder_folder, *options, "--replace") == 0
+    assert results_of(capsys)["measures"] == results["measures"]
+
+
+def test_relisted_hits_are_those_of_what_was_learnt(place, tiny_encoder, tiny_folder, tmp_path):
+    from ragkit.trainers.supervision import GeneratorLists
+
+    from ragkit.corpus import read_questions
+    from ragkit.types import quiet
+
+    index = Index.open("kb")
+    examples = read_questions(place / "questions.jsonl")
+    lists = GeneratorLists.first(
+        index, examples, generator=str(tiny_folder), retriever="dense", passages=3, device="cpu",
+        progress=quiet,
+    )  # fmt: skip
+    asked = [example.query for example in examples]
+    for encoder, both in ((tiny_encoder, False), (tiny_encoder, True)):
+        folder = tmp_path / str(both)
+        folder.mkdir()
+        anew = lists.anew(5, folder, both=both)
+        assert anew(encoder, 4) is lists.questions
+        found = anew(encoder, 7)
+        expected = DenseRetriever(index, encoder).retrieve(asked, 3)
+        names = [[index.documents[row].id for row in each.others] for each in found]
+        assert names == [[hit.document.id for hit in hits] for hits in expected]
+        assert (folder / "lists-1.json").exists()
+        assert [each.scores for each in found] == [each.scores for each in lists.questions]
+        other = BiEncoder(encoder.model, query_prompt="lead ", precision="fp32")
+        assert [q.others for q in lists.anew(5, folder, both=both)(other, 6)] == [
+            q.others for q in found
+        ]  # what was retrieved before a stop
+
+
+def test_a_cross_encoder_teaches_a_retriever_and_a_reranker(place, tiny_encoder_folder, capsys):
+    assert mine() == 0
+    options = ("--examples=mined.jsonl", "--objective=listwise")
+    assert train("reranker", tiny_encoder_folder, *options, "--output=teacher") == 0
+    for objective in ("margin-mse", "kl"):
+        options = ("--examples=mined.jsonl", f"--objective={objective}", f"--output={objective}")
+        assert train("retriever", tiny_encoder_folder, *options) == 1
+        assert "has no score of a cross-encoder" in capsys.readouterr().err
+        assert train("retriever", tiny_encoder_folder, *options, "--teacher=teacher") == 0
+    assert mine("--replace", "--cross-encoder=teacher") == 0
+    options = ("--examples=mined.jsonl", "--objective=distil", "--output=student")
+    assert train("reranker", tiny_encoder_folder, *options) == 0
+
+
+@pytest.mark.parametrize("objective", ["bce", "listwise", "utility"])
+def test_a_reranker_is_learnt_from_labels_or_from_utility(
+    place, tiny_encoder_folder, tiny_folder, objective, capsys
+):
+    examples = "questions.jsonl"
+    options = [f"--objective={objective}", "--json", "--depth=5"]
+    if objective == "utility":
+        options += [f"--generator={tiny_folder}", "--passages=4", "--dev-qrels=qrels.tsv"]
+        options += ["--dev-questions=dev.jsonl"]
+        lines = (place / examples).read_text().splitlines()
+        (place / "dev.jsonl").write_text("\n".join(lines[:6]) + "\n")
+        (place / "rest.jsonl").write_text("\n".join(lines[6:]) + "\n")
+        examples = "rest.jsonl"
+    else:
+        assert mine() == 0
+        examples = "mined.jsonl"
+    capsys.readouterr()
+    assert train("reranker", tiny_encoder_folder, f"--examples={examples}", *options) == 0
+    results = results_of(capsys)
+    assert results["seconds_a_question"] > 0
+    assert set(results["measures"]["after"]) >= {"nDCG@10", "MRR@10", "recall@5"}
+    model = CrossEncoder.load("out", device="cpu", precision="fp32")
+    plain = sentence_transformers.CrossEncoder("out", device="cpu")
+    pairs = [("when does tin melt?", "tin melts at 90."), ("tin", "lead")]
+    np.testing.assert_allclose(plain.predict(pairs), model.score(pairs), atol=1e-5)
+
+
+def test_a_stopped_run_goes_on_and_others_are_refused(
+    place, tiny_encoder_folder, monkeypatch, capsys
+):
+    from ragkit.training import keeper
+
+    assert train("retriever", tiny_encoder_folder, "--qrels=qrels.tsv") == 0
+    expected = BiEncoder.load("out", device="cpu", precision="fp32").encode_queries(METALS)
+    write = keeper.Keeper._write
+
+    def stop(self):
+        write(self)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(keeper.Keeper, "_write", stop)
+        again = ("--qrels=qrels.tsv", "--output=two")
+        assert train("retriever", tiny_encoder_folder, *again) == 130
+    assert (place / "two.training").exists() and not (place / "two").exists()
+    capsys.readouterr()
+    assert train("retriever", tiny_encoder_folder, *again, "--temperature=0.1") == 2
+    assert "other temperature" in capsys.readouterr().err
+    assert train("retriever", tiny_encoder_folder, *again) == 0
+    found = BiEncoder.load("two", device="cpu", precision="fp32").encode_queries(METALS)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_the_average_is_swept_on_dev(place, tiny_encoder_folder, capsys):
+    options = ("--qrels=qrels.tsv", "--average=sweep", "--json")
+    assert train("retriever", tiny_encoder_folder, *options) == 0
+    average = results_of(capsys)["average"]
+    assert list(average["tried"]) == ["0.25", "0.5", "0.75", "1.0"]
+    assert average["tried"][str(average["taken"])] == max(average["tried"].values())
+
+
+BAD = [
+    (("--average=2",), "expected a share"),
+    (("--temperature=0",), "above 0"),
+    (("--objective=lsr", "--teacher=x"), "no use for a --teacher"),
+    (("--relist-every=3",), "no lists"),
+    (("--matryoshka=64,32",), "the encoder has 32"),
+    (("--seeds=0,0",), "different numbers"),
+    (("--batch=1",), "--batch must be at least 2"),
+    (("--dev-qrels=none.tsv",), "none.tsv"),
+    (("--qrels=other.tsv",), "judges none of the questions"),
+    (("--base=nowhere",), "nowhere"),
+    (("--index=nowhere",), "no index here"),
+    (("--examples=empty.jsonl", "--qrels=qrels.tsv"), "empty.jsonl"),
+]
+
+
+@pytest.mark.parametrize(("options", "told"), BAD)
+def test_bad_input_is_told_before_any_work(place, tiny_encoder_folder, options, told, capsys):
+    (place / "other.tsv").write_text("nobody 0 tin 1\n")
+    (place / "empty.jsonl").write_text("")
+    if not any(option.startswith("--qrels") for option in options):
+        options = ("--qrels=qrels.tsv", *options)
+    assert train("retriever", tiny_encoder_folder, *options) in (1, 2)
+    said = capsys.readouterr().err
+    assert told in said and "Traceback" not in said
+    assert not (place / "out").exists() and not (place / "out.training").exists()
+
+
+def test_questions_without_positives_or_answers_are_refused(place, tiny_encoder_folder, capsys):
+    assert train("retriever", tiny_encoder_folder) == 1
+    assert "none of 20 questions has positives" in capsys.readouterr().err
+    (place / "bare.jsonl").write_text('{"id": "q", "text": "what?"}\n')
+    assert train("retriever", tiny_encoder_folder, "--examples=bare.jsonl", "--objective=lsr") == 1
+    assert "has an answer" in capsys.readouterr().err
