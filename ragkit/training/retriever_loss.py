@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
-import torch.distributed.nn.functional
+import torch.distributed
 from torch.nn import functional
 
 from ..errors import SettingsError
@@ -180,11 +180,26 @@ def _divergence(
     return terms.sum(dim=1).mean()
 
 
+class _Gather(torch.autograd.Function):
+    """The tensors of all processes, as many; each gets the sum of all processes' gradients back."""
+
+    @staticmethod
+    def forward(_: Any, own: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        parts = [torch.empty_like(own) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(parts, own.contiguous())
+        return tuple(parts)
+
+    @staticmethod
+    def backward(_: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        whole = torch.stack(gradients)
+        torch.distributed.all_reduce(whole)
+        return whole[torch.distributed.get_rank()]
+
+
 def _gathered(documents: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the documents of all processes, gradients flowing back to each, and their numbers."""
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
         return documents, ids
-    gather: Any = torch.distributed.nn.functional.all_gather
 
     count = torch.tensor([len(ids)], device=ids.device)
     counts = [torch.zeros_like(count) for _ in range(torch.distributed.get_world_size())]
@@ -194,6 +209,7 @@ def _gathered(documents: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor,
     padded = functional.pad(documents, (0, 0, 0, more))
     numbers = [torch.zeros(max(sizes), dtype=ids.dtype, device=ids.device) for _ in sizes]
     torch.distributed.all_gather(numbers, functional.pad(ids, (0, more), value=-1))
+    gather: Any = _Gather.apply
     parts = [part[:size] for part, size in zip(gather(padded), sizes, strict=True)]
     return torch.cat(parts), torch.cat(
         [part[:size] for part, size in zip(numbers, sizes, strict=True)]

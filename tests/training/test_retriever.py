@@ -1,11 +1,16 @@
 """Losses, lists and passes of a retriever, each against a plain computation."""
 
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file  # noqa: F401  (of a script)
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from torch.nn import functional
@@ -463,3 +468,61 @@ def test_without_qrels_the_answers_tell(tiny_encoder, index):
     assert dev.values(tiny_encoder)[ANSWER] == [pytest.approx(1 / rank)]
     with pytest.raises(DataError, match="neither qrels nor answers"):
         DevSearch(index, [Example(Query("q", "?"))], {})
+
+
+def script_of(tmp_path, body):
+    """Run lines on two processes; what they put into `found` comes back from the first."""
+    script, out = tmp_path / "script.py", tmp_path / "found.safetensors"
+    script.write_text(
+        "import sys, torch\n"
+        "from pathlib import Path\n"
+        f"sys.path[:0] = [{str(Path(__file__).parent)!r}]\n"
+        "from test_retriever import *\n"
+        f"{body}\n"
+        "torch.distributed.barrier()\n"
+        "if torch.distributed.get_rank() == 0:\n"
+        "    save_file({n: t.contiguous() for n, t in found.items()}, sys.argv[1])\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    subprocess.run(
+        [*command, str(script), str(out)],
+        check=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+        timeout=300,
+    )
+    return load_file(out)
+
+
+@pytest.mark.parametrize(
+    "loss", [LossSettings(), LossSettings("margin-mse", temperature=1.0), LossSettings("kl")]
+)
+def test_two_processes_learn_what_one_does(tiny_encoder_folder, tmp_path, loss):
+    """Questions of one document fall to both: it counts once, and for each is a positive."""
+    expected = learnt_of(str(tiny_encoder_folder), loss, tmp_path / "one")
+    given = f"{str(tiny_encoder_folder)!r}, {loss!r}, Path({str(tmp_path / 'two')!r})"
+    found = script_of(tmp_path, f"found = learnt_of({given})")
+    for name, tensor in expected.items():
+        if not name.endswith("key.bias"):  # no vector depends on it: Adam follows rounding errors
+            torch.testing.assert_close(found[name], tensor, atol=1e-4, rtol=0)
+
+
+def learnt_of(folder, loss, place):
+    """The weights after some steps, by batches of which each document has three questions."""
+    place.mkdir(exist_ok=True)
+    encoder = BiEncoder.load(folder, device="cpu", precision="fp32")
+    thrice = [
+        replace(e, query=Query(f"{e.query.id}+{n}", f"{e.query.text} {METALS[n]}"))
+        for e in EXAMPLES[::2]
+        for n in range(3)
+    ]
+    teacher = {
+        (e.query.id, d.id): float(len(d.text) % 7)
+        for e in thrice
+        for d in (*e.positives, *e.negatives)
+    }
+    questions, documents = listed(thrice, None if loss.objective == "contrastive" else teacher)
+    run = RetrieverRun(encoder, documents, questions, loss, negatives=1)
+    learnt, _ = run.learn(replace(LOOP, learning_rate=1e-3), place)
+    texts = [document.contents for document in DOCUMENTS]
+    vectors = torch.from_numpy(learnt.encode_documents(texts))
+    return learnt.model.state_dict() | {"vectors": vectors}
