@@ -2,7 +2,7 @@
 
     OMP_WAIT_POLICY=PASSIVE python benchmarks/speed_training.py
 
-Questions of squadshifts_reddit (train) with their gold passages, all-MiniLM-L6-v2, in turn (A B A B):
+Questions of squadshifts_reddit (train) with their gold passages, all-MiniLM-L6-v2, in turn (A B A):
 
 epoch   the same questions, InfoNCE at the same temperature, the same batches of questions:
         `sentence-transformers`, its trainer and MultipleNegativesRankingLoss as they come (a batch

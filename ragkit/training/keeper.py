@@ -120,6 +120,7 @@ class Keeper(TrainerCallback):
         settings: LoopSettings,
         folder: Path,
         evaluate: Callable[[], float] | None,
+        measure: str,
         progress: Progress,
     ) -> None:
         self.module = module
@@ -129,6 +130,7 @@ class Keeper(TrainerCallback):
         self.settings = settings
         self.path = folder / _STATE
         self.evaluate = evaluate
+        self.measure = measure
         self.progress = progress
         self.history = History()
         self.best: dict[str, torch.Tensor] = {}
@@ -167,11 +169,12 @@ class Keeper(TrainerCallback):
             self._write()
             losses, values = self.history.losses, self.history.evaluations
             _log.info(
-                "step %d of %d: training loss %s, dev loss %s, best at step %d",
+                "step %d of %d: training loss %s, dev %s %s, best at step %d",
                 step,
                 self.settings.steps,
                 f"{losses[step]:.4f}" if step in losses else "-",
-                f"{values[step]:.4f}" if step in values else "-",
+                self.measure,
+                f"{abs(values[step]):.4f}" if step in values else "-",
                 self.history.best_step,
             )
 

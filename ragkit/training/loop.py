@@ -28,6 +28,7 @@ def train(
     folder: Path,
     *,
     evaluate: Callable[[], float] | None = None,
+    measure: str = "loss",
     loss: torch.nn.Module | None = None,
     progress: Progress = quiet,
 ) -> History:
@@ -43,6 +44,7 @@ def train(
         settings: how.
         folder: where the state is kept; one that is there is gone on from.
         evaluate: gives what is to become small; without it the last weights are kept.
+        measure: what `evaluate` gives, or gives the negative of, is called.
         loss: called as sentence-transformers' losses are, on what `collate` gives its trainer.
         progress: told of the stage `train`.
 
@@ -59,7 +61,9 @@ def train(
     )
     warmup = round(settings.warmup * settings.steps)
     schedule = get_scheduler(settings.schedule, optimizer, warmup, settings.steps)
-    keeper = Keeper(module, parameters, optimizer, schedule, settings, folder, evaluate, progress)
+    keeper = Keeper(
+        module, parameters, optimizer, schedule, settings, folder, evaluate, measure, progress
+    )
     keeper.restore()
     if keeper.history.step < settings.steps:
         data = rows(keeper.history.step * settings.batch)

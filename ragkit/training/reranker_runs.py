@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -148,6 +150,7 @@ class RerankerRun:
                 settings,
                 folder,
                 evaluate=self._evaluation(learner) if self.dev else None,
+                measure="nDCG@10",
                 loss=self._loss(model),
                 progress=progress,
             )
@@ -160,7 +163,7 @@ class RerankerRun:
             ModelError: it cannot be found or loaded.
         """
         try:
-            with without_bars():
+            with without_bars(), _quietly():
                 model: Any = sentence_transformers.CrossEncoder(
                     resolve(self.base), num_labels=1, device=self.device
                 )
@@ -214,3 +217,18 @@ class RerankerRun:
             return -float(np.mean(values["nDCG@10"]))
 
         return evaluate
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep the libraries from warning that a new output has no weights yet: it is to be learnt."""
+    names = ("transformers", "sentence_transformers")
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -110,6 +110,7 @@ class RetrieverRun:
                 settings,
                 folder,
                 evaluate=self._evaluation(learner) if self.dev else None,
+                measure=self.dev.measure if self.dev else "",
                 loss=loss,
                 progress=progress,
             )
@@ -229,6 +230,7 @@ class RetrieverRun:
             settings,
             folder,
             evaluate=self._adapter_evaluation(adapter) if self.dev else None,
+            measure=self.dev.measure if self.dev else "",
             progress=progress,
         )
         return self._encoder(self._adapted(adapter)), history
