@@ -167,10 +167,12 @@ class GeneratorLists:
         """
         if self.by.retriever == "bm25":
             raise SettingsError("BM25 finds the same however the encoder learns: no --relist-every")
-        kept: dict[int, Sequence[ListedQuestion]] = {0: self.questions}
+        kept: dict[int, Sequence[ListedQuestion]] = {}
 
         def questions(encoder: BiEncoder, step: int) -> Sequence[ListedQuestion]:
             period = step // every
+            if period == 0:
+                return self.questions
             if period not in kept:
                 path = folder / f"lists-{period}.json"
                 if not path.exists():

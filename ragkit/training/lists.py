@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from random import Random
 
 from torch.utils.data import Dataset
@@ -107,8 +106,8 @@ class DrawnLists(Dataset[DrawnList]):
         steps: optimiser steps.
         batch: questions in a step.
         most: of the other documents of a question, drawn at random; None takes all in their order.
-        together: whether questions of one document follow each other, so that a batch has fewer
-            documents to encode; else their order is random.
+        together: whether questions of one document (the first positive, or what was found first)
+            follow each other, so that a batch has fewer to encode; else their order is random.
         seed: of the draws.
         begin: the place of the first.
     """
@@ -131,6 +130,7 @@ class DrawnLists(Dataset[DrawnList]):
         self._together = together
         self._seed = seed
         self._begin = begin
+        self._orders: dict[int, list[int]] = {}
 
     def __len__(self) -> int:
         return self._size - self._begin
@@ -142,8 +142,7 @@ class DrawnLists(Dataset[DrawnList]):
         place += self._begin
         questions = self._questions(place // self._batch)
         epoch, rank = divmod(place, len(questions))
-        groups = tuple(question.positives[:1] for question in questions) if self._together else ()
-        question = questions[_order(self._seed, epoch, len(questions), groups)[rank]]
+        question = questions[self._order(epoch)[rank]]
         own = Random(f"{self._seed} list {place}")
         positive = (own.choice(question.positives),) if question.positives else ()
         others = question.others
@@ -157,15 +156,20 @@ class DrawnLists(Dataset[DrawnList]):
             tuple(question.scores[each] for each in documents) if question.scores else (),
         )
 
-
-@lru_cache(maxsize=4)
-def _order(seed: int, epoch: int, count: int, groups: tuple[tuple[int, ...], ...]) -> list[int]:
-    random = Random(f"{seed} epoch {epoch}")
-    order = list(range(count))
-    random.shuffle(order)
-    if not groups:
-        return order
-    members: dict[tuple[int, ...], list[int]] = {}
-    for place in order:
-        members.setdefault(groups[place] or (-1 - place,), []).append(place)
-    return [place for group in members.values() for place in group]
+    def _order(self, epoch: int) -> list[int]:
+        """Return the order of an epoch, by the lists as they were first."""
+        if epoch not in self._orders:
+            questions = self._questions(0)
+            random = Random(f"{self._seed} epoch {epoch}")
+            order = list(range(len(questions)))
+            random.shuffle(order)
+            if self._together:
+                members: dict[tuple[int, ...], list[int]] = {}
+                for place in order:
+                    question = questions[place]
+                    group = (question.positives or question.others)[:1]
+                    members.setdefault(group, []).append(place)
+                order = [place for group in members.values() for place in group]
+            self._orders = {key: self._orders[key] for key in self._orders if key == epoch - 1}
+            self._orders[epoch] = order
+        return self._orders[epoch]
