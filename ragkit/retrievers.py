@@ -15,6 +15,7 @@ from .types import Document, Hit, Query, Retriever, Where
 
 if TYPE_CHECKING:
     from .stores.bm25 import Bm25Settings
+    from .stores.dense import DenseStore
     from .stores.index import Index
 
 Fusion: TypeAlias = Literal["rrf", "weighted"]
@@ -100,6 +101,7 @@ class DenseRetriever:
         index: an index with a dense store.
         encoder: the encoder that the index was built with, or one that has it as its `base`.
         exact: search every vector even where the index holds an approximate index.
+        store: the documents' vectors by this encoder, by row, in place of those of the index.
 
     Raises:
         IndexStateError: the index was built with another encoder.
@@ -111,12 +113,15 @@ class DenseRetriever:
         encoder: QueryEncoder,
         *,
         exact: bool = False,
+        store: DenseStore | None = None,
     ) -> None:
         self._index = index
         self._documents = index.documents
-        self._store = index.dense
+        self._store = index.dense if store is None else store
         self._encoder = encoder
         self._exact = exact
+        if store is not None:
+            return
         built, given = index.manifest["encoder"], encoder.describe()
         if not may_search(built, given):
             told = [key for key in given if key not in ("name", "fingerprint")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from ragkit.errors import SettingsError
 
-from .runs import whole_numbers
+from .runs import own_device, whole_numbers
 
 if TYPE_CHECKING:
     from ragkit.training.keeper import LoopSettings
@@ -90,12 +90,16 @@ class ListSettings:
     """Replace the output that is there."""
 
 
-def check_lists(settings: ListSettings, least: dict[str, int]) -> list[int]:
-    """Refuse numbers that could not work, before any work is done, and return the seeds.
+def check_lists(
+    settings: ListSettings, objective: str, least: dict[str, int], uses: dict[str, set[str]]
+) -> list[int]:
+    """Refuse what could not work, before any work is done, and return the seeds.
 
     Args:
         settings: the settings.
+        objective: what is learnt.
         least: the least values of settings that others lack.
+        uses: settings that some objectives alone have a use for, and which these are.
 
     Raises:
         SettingsError: naming the option.
@@ -114,6 +118,14 @@ def check_lists(settings: ListSettings, least: dict[str, int]) -> list[int]:
         raise SettingsError(
             f"--teacher-temperature must be above 0, not {settings.teacher_temperature}"
         )
+    for field in fields(settings):
+        unused = objective not in uses.get(field.name, {objective})
+        if unused and getattr(settings, field.name) != field.default:
+            option = field.name.replace("_", "-")
+            raise SettingsError(f"--objective {objective} has no use for --{option}")
+    from ragkit.training.keeper import processes
+
+    loop_of(settings, 1, 0, 1e-4).passes(processes(own_device(settings.device)).num_processes)
     return whole_numbers(settings.seeds, "--seeds")
 
 
@@ -125,7 +137,7 @@ def loop_of(settings: ListSettings, questions: int, seed: int, rate: float) -> L
     return LoopSettings(
         steps=steps,
         batch=settings.batch,
-        learning_rate=settings.learning_rate or rate,
+        learning_rate=rate if settings.learning_rate is None else settings.learning_rate,
         schedule=settings.schedule,
         warmup=settings.warmup,
         weight_decay=settings.weight_decay,

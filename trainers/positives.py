@@ -45,7 +45,7 @@ def with_positives(
         DataError: that leaves no question.
     """
     qrels: Qrels = {}
-    judged = list(asked)
+    judged, own = list(asked), {each.query.id: each.positives for each in asked}
     named = [document.id for each in asked for document in each.positives]
     none = f"{path}: none of {len(asked)} questions has positives. Pass --qrels FILE"
     if qrels_path is not None:
@@ -54,7 +54,10 @@ def with_positives(
         judged = [replace(each, positives=()) for each in asked if each.query.id in qrels]
         if not judged:
             raise DataError(f"{qrels_path} judges none of the questions of {path}")
-        judged = [replace(each, positives=_positives(each, gold, index)) for each in judged]
+        judged = [
+            replace(each, positives=_kept(own[each.query.id], _positives(each, gold, index)))
+            for each in judged
+        ]
         named = [d for each in judged for d, grade in qrels[each.query.id].items() if grade > 0]
         none = (
             f"none of the {len(set(named))} documents that {qrels_path} judges relevant to "
@@ -77,6 +80,12 @@ def with_positives(
 
 def _positives(example: Example, gold: Gold, index: Index) -> tuple[Document, ...]:
     return tuple(hit.document for hit in gold_passages(example, gold, index, maxsize))
+
+
+def _kept(own: Sequence[Document], found: Sequence[Document]) -> tuple[Document, ...]:
+    """Return what was found as it came with the question, if it did: mining left scores on it."""
+    known = {document.id: document for document in own}
+    return tuple(known.get(document.id, document) for document in found)
 
 
 def without_held_out(
@@ -151,14 +160,52 @@ def train_and_dev(
         qrels = qrels or {e.query.id: {d.id: 1 for d in e.positives} for e in train}
     if not settings.dev_questions and not settings.dev_qrels:
         train, dev = held_out(train, settings.dev_limit)
+        dev = _searchable(dev, qrels, index)
         return drawn(train, settings.limit), dev, qrels
     dev = read_questions(settings.dev_questions) if settings.dev_questions else asked
-    qrels = read_qrels(settings.dev_qrels) if settings.dev_qrels else {}
+    if settings.dev_qrels:
+        qrels = read_qrels(settings.dev_qrels)
+    elif by_answers and not any(example.positives for example in dev):
+        qrels = {name: qrels[name] for name in {e.query.id for e in dev} & qrels.keys()}
+    else:
+        qrels |= {e.query.id: {d.id: 1 for d in e.positives} for e in dev if e.positives}
     dev = [each for each in dev if not qrels or each.query.id in qrels]
     if not dev:
-        raise DataError(f"{settings.dev_qrels} judges none of the questions to evaluate on")
+        raise DataError(
+            f"{settings.dev_qrels or settings.dev_questions}: none of the questions to evaluate on "
+            "has a relevant document. Pass --dev-qrels FILE"
+        )
+    dev = drawn(_searchable(dev, qrels, index), settings.dev_limit)
     names = {each.query.id for each in dev} if not settings.dev_questions else set()
+    if settings.dev_qrels and not settings.dev_questions:
+        names |= qrels.keys()
     train = [each for each in train if each.query.id not in names]
-    dev = drawn(dev, settings.dev_limit)
     check_apart(train, dev)
     return drawn(train, settings.limit), dev, qrels
+
+
+def _searchable(dev: Sequence[Example], qrels: Qrels, index: Index) -> list[Example]:
+    """Leave out questions of which no relevant document is in the index: no encoder finds one.
+
+    Raises:
+        DataError: that leaves none.
+    """
+    found = [
+        each
+        for each in dev
+        if not qrels
+        or any(grade > 0 and index.pieces(name) for name, grade in qrels[each.query.id].items())
+    ]
+    if not found:
+        named = [name for each in dev for name in qrels[each.query.id]]
+        raise DataError(
+            f"no document that is relevant to the {len(dev)} questions to evaluate on is in "
+            f"{index.path}, such as {sample(dict.fromkeys(named))}. Are they of another corpus?"
+        )
+    if len(found) < len(dev):
+        _log.warning(
+            "%d of %d questions to evaluate on are left out: nothing relevant is in the index.",
+            len(dev) - len(found),
+            len(dev),
+        )
+    return found

@@ -10,9 +10,10 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from ragkit.artefacts import fingerprint, read_json, write_json
-from ragkit.assemble import RetrievalSettings, assemble, open_index, resolved
+from ragkit.assemble import RetrievalSettings, assemble, load_encoder, open_index, resolved
 from ragkit.corpus import read_qrels, read_questions
 from ragkit.errors import DataError, SettingsError
+from ragkit.evaluation.duplicates import normalize_text
 from ragkit.models.names import cache_folder
 from ragkit.types import Example, Hit, Progress, Query
 
@@ -67,15 +68,16 @@ def drawn(examples: list[Example], limit: int | None) -> list[Example]:
 def held_out(examples: Sequence[Example], count: int) -> tuple[list[Example], list[Example]]:
     """Split questions at random into those to train on and `count` to evaluate on.
 
-    Questions of one text stay together.
+    Questions of one text, but for case and punctuation, stay together.
 
     Raises:
         DataError: too few are left to train on.
     """
-    texts = sorted({example.query.text for example in examples})
-    chosen = set(Random("held out").sample(texts, min(count, len(texts) // 2)))
-    dev = [example for example in examples if example.query.text in chosen]
-    train = [example for example in examples if example.query.text not in chosen]
+    texts = {example.query.id: normalize_text(example.query.text) for example in examples}
+    different = sorted(set(texts.values()))
+    chosen = set(Random("held out").sample(different, min(count, len(different) // 2)))
+    dev = [example for example in examples if texts[example.query.id] in chosen]
+    train = [example for example in examples if texts[example.query.id] not in chosen]
     if not dev or not train:
         raise DataError(
             f"{len(examples)} questions are too few to hold some out. Name others to evaluate on: "
@@ -88,10 +90,10 @@ def check_apart(train: Sequence[Example], dev: Sequence[Example]) -> None:
     """Refuse questions to evaluate on that are trained on.
 
     Raises:
-        DataError: some are the same, by text.
+        DataError: some are the same, by their texts without case and punctuation.
     """
-    seen = {example.query.text for example in train}
-    twice = [example.query.id for example in dev if example.query.text in seen]
+    seen = {normalize_text(example.query.text) for example in train}
+    twice = [example.query.id for example in dev if normalize_text(example.query.text) in seen]
     if twice:
         raise DataError(
             f"{len(twice)} questions to evaluate on are trained on too, such as {twice[:3]}: what "
@@ -139,6 +141,8 @@ def ranked(
     del values["index"], values["device"]
     queries = [replace(query, id=str(number)) for number, query in enumerate(queries)]
     questions = [(query.text, str(dict(query.where))) for query in queries]
+    if settings.retriever != "bm25":  # a folder may hold other weights than the last time
+        values["encoder"] = load_encoder(settings, index).describe()["fingerprint"]
     name = fingerprint({"index": index.fingerprint(), "k": k, "by": values, "of": questions})
     path = cache_folder() / "retrieved" / f"{name}.json"
     if not path.exists():

@@ -49,6 +49,15 @@ class RerankerSettings(ListSettings):
     """Tokens of a question and a document together; what is more is cut."""
 
 
+USES = {
+    "teacher": {"distil"},
+    "teacher_temperature": {"distil", "utility"},
+    "generator": {"utility"},
+    "passages": {"utility"},
+}
+"""The settings that some objectives alone have a use for, and which these are."""
+
+
 def reranker(*, settings: RerankerSettings, json: bool = False) -> None:
     """Fine-tune a cross-encoder, and measure what reranking by it changes on dev questions.
 
@@ -94,11 +103,9 @@ def check(settings: RerankerSettings) -> list[int]:
     Raises:
         SettingsError: naming the option.
     """
-    if settings.objective != "distil" and settings.teacher:
-        raise SettingsError(f"--objective {settings.objective} has no use for a --teacher")
     if settings.objective in ("bce", "listwise") and settings.negatives == 0:
         raise SettingsError("a reranker needs negatives: --negatives 1 or more")
-    return check_lists(settings, {"depth": 2, "max_length": 8})
+    return check_lists(settings, settings.objective, {"depth": 2, "max_length": 8}, USES)
 
 
 def prepared(
@@ -122,6 +129,7 @@ def prepared(
                 generator=settings.generator,
                 retriever=settings.retriever,
                 passages=settings.passages,
+                relisted=False,
                 device=device,
                 progress=progress,
             )

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ragkit.artefacts import check_output, file_record, new_folder
-from ragkit.assemble import RetrievalSettings, open_index
+from ragkit.assemble import RetrievalSettings, load_encoder, open_index
 from ragkit.console import print_json, print_tables, progress_bars, say
-from ragkit.errors import DataError, IndexStateError
+from ragkit.errors import DataError, IndexStateError, ModelError, SettingsError
 from ragkit.types import Example, Progress, Qrels
 
 from .list_settings import loop_of
@@ -91,7 +91,6 @@ def _weights(encoder: BiEncoder) -> str:
 
 def prepared(settings: RetrieverSettings, progress: Progress) -> Prepared:
     """Read the questions, open the index, load the base, and put together what seeds share."""
-    from ragkit.models.bi_encoder import BiEncoder
     from ragkit.training.keeper import processes
     from ragkit.training.retriever_runs import RetrieverRun
 
@@ -100,15 +99,14 @@ def prepared(settings: RetrieverSettings, progress: Progress) -> Prepared:
         settings, index, by_answers=settings.objective == "lsr"
     )
     device = own_device(settings.device)
-    encoder = BiEncoder.load(settings.base, device=str(device), precision="fp32")
-    _check_base(settings, index, encoder)
+    encoder = _base(settings, index, str(device))
     dev = _dev(settings, index, dev_examples, qrels, encoder)
     files = ("examples", "qrels", "dev_questions", "dev_qrels")
     data: dict[str, Any] = {name: file_record(getattr(settings, name)) for name in files}
     data |= {"train": len(train), "dev": len(dev.examples), "dev_documents": len(dev.rows)}
     data |= {"index": index.fingerprint()}
     shared: dict[str, Any] = {
-        "loss": loss_of(settings),
+        "loss": loss_of(settings, cosine=encoder.model.similarity_fn_name == "cosine"),
         "side": "adapter" if settings.adapter else settings.side,
         "dev": dev,
         "together": not settings.scattered,
@@ -125,6 +123,7 @@ def prepared(settings: RetrieverSettings, progress: Progress) -> Prepared:
                 generator=settings.generator,
                 retriever=settings.retriever,
                 passages=settings.passages,
+                relisted=settings.relist_every is not None,
                 device=str(device),
                 progress=progress,
             )
@@ -171,16 +170,24 @@ def _lists(
     return given
 
 
-def _check_base(settings: RetrieverSettings, index: Index, encoder: BiEncoder) -> None:
-    """Refuse a base whose vectors are not the index's where these are what is learnt on.
+def _base(settings: RetrieverSettings, index: Index, device: str) -> BiEncoder:
+    """Load the base: as the index was built with it, prompts and all, if it is the index's encoder.
 
     Raises:
-        IndexStateError: naming both.
+        IndexStateError: documents are to keep the index's vectors, and these are another encoder's.
+        ModelError: the base cannot be trained.
     """
-    from ragkit.stores.embeddings import may_search
+    from ragkit.models.bi_encoder import BiEncoder
+    from ragkit.stores.embeddings import same_documents
+    from ragkit.training.query_side import check_symmetric
 
+    encoder = BiEncoder.load(settings.base, device=device, precision="fp32")
+    check_symmetric(encoder.model, settings.base)
     built = index.manifest.get("encoder")
-    if settings.fixed and (built is None or not may_search(built, encoder.describe())):
+    if built is not None and built.get("weights") == encoder.describe()["weights"]:
+        by = RetrievalSettings(encoder=settings.base, device=device, precision="fp32")
+        encoder = load_encoder(by, index)
+    if settings.fixed and (built is None or not same_documents(built, encoder.describe())):
         name = built["name"] if built else "none"
         raise IndexStateError(
             f"{settings.index}: its vectors are by the encoder {name!r}, and the base is "
@@ -188,6 +195,12 @@ def _check_base(settings: RetrieverSettings, index: Index, encoder: BiEncoder) -
             f"give the index this one: ragkit-index refresh --index {settings.index} --encoder "
             f"{encoder.name}"
         )
+    largest = max(loss_of(settings, cosine=True).dimensions, default=0)
+    if largest > encoder.dimension:
+        raise SettingsError(
+            f"--matryoshka {settings.matryoshka}: the encoder has {encoder.dimension} components"
+        )
+    return encoder
 
 
 def _dev(
@@ -200,7 +213,8 @@ def _dev(
     from ragkit.training.dev_search import DevSearch
 
     dev = DevSearch(index, examples, qrels, settings.dev_documents)
-    dev.narrow(encoder)
+    if not settings.fixed:
+        dev.narrow(encoder)
     return dev
 
 
@@ -213,8 +227,14 @@ def _learn(
     if made.lists is not None and settings.relist_every:
         anew = made.lists.anew(settings.relist_every, folder, both=not settings.fixed)
         run = replace(run, questions=anew)
-    return run.learn(
+    learnt, history = run.learn(
         loop_of(settings, len(made.train), seed, 1e-3 if settings.adapter else 1e-4),
         folder,
         progress=lambda _, done, total: progress(f"train, seed {seed}", done, total),
     )
+    if settings.fixed and learnt.describe()["base"] != run.encoder.describe()["fingerprint"]:
+        raise ModelError(
+            f"seed {seed}: the documents' side of what was learnt is not that of {settings.base}, "
+            "which was to stay as it is. This is a fault of ragkit: please report it."
+        )
+    return learnt, history

@@ -40,7 +40,7 @@ def results_of(
     import numpy as np
 
     stored = run.side != "both"
-    before = dev.values(run.encoder, progress=progress)
+    before = dev.values(run.encoder, stored=stored, progress=progress)
     tried = {}
     for share in shares:
         encoders = [each if share == 1 else run.averaged(each, share) for each, _ in learnt]
@@ -73,8 +73,11 @@ def saver(encoder: BiEncoder) -> Callable[[Path], None]:
     from ragkit.models.precision import without_bars
 
     def save(folder: Path) -> None:
+        model = encoder.model
+        prompts = {"query": encoder.query_prompt, "document": encoder.document_prompt}
+        model.prompts = {**model.prompts, **prompts}
         with without_bars():
-            encoder.model.save_pretrained(str(folder), create_model_card=False)
+            model.save_pretrained(str(folder), create_model_card=False)
 
     return save
 

@@ -19,6 +19,23 @@ if TYPE_CHECKING:
 
 SWEPT = (0.25, 0.5, 0.75, 1.0)
 """The shares of the learnt weights that `--average sweep` tries."""
+_ENCODER = {"contrastive", "margin-mse", "kl", "lsr"}
+USES = {
+    "teacher": {"margin-mse", "kl"},
+    "teacher_temperature": {"kl", "lsr"},
+    "direction": {"kl", "lsr"},
+    "generator": {"lsr"},
+    "retriever": {"lsr"},
+    "passages": {"lsr"},
+    "relist_every": {"lsr"},
+    "negatives": {"contrastive", "margin-mse", "kl", "query-adapter"},
+    "side": _ENCODER,
+    "matryoshka": _ENCODER,
+    "dropout": _ENCODER,
+    "kept_tokens": _ENCODER,
+    "precision": _ENCODER,
+}
+"""The settings that some objectives alone have a use for, and which these are."""
 
 
 @Parameter(name="*")
@@ -38,8 +55,9 @@ class RetrieverSettings(ListSettings):
     relist_every: int | None = None
     """Steps after which lsr retrieves documents anew with what it has learnt; never if not
     given."""
-    temperature: float = 0.05
-    """What similarities are divided by."""
+    temperature: float | None = None
+    """What similarities are divided by; if not given 0.05, or 1 for an encoder that compares by
+    inner products."""
     direction: Literal["forward", "reverse"] = "forward"
     """KL of the teacher from the retriever, or the reverse."""
     matryoshka: str = ""
@@ -47,8 +65,8 @@ class RetrieverSettings(ListSettings):
     lora: int = 0
     """The rank of LoRA in the encoder, or of the query adapter; 0 learns all weights."""
     average: str = "1"
-    """The share of what was learnt in the average with the base: a number from 0 to 1, or sweep,
-    which takes the best on dev."""
+    """The share of what was learnt in the average with the base: above 0, up to 1; or sweep, which
+    takes the best on dev."""
     scattered: bool = False
     """Draw a batch's questions from everywhere, not with others on the same document: more
     documents to encode."""
@@ -73,14 +91,9 @@ def check(settings: RetrieverSettings) -> tuple[list[int], list[float]]:
     Raises:
         SettingsError: naming the option.
     """
-    seeds = check_lists(settings, {"dev_documents": 1, "lora": 0, "relist_every": 1})
-    if settings.objective not in ("margin-mse", "kl") and settings.teacher:
-        raise SettingsError(f"--objective {settings.objective} has no use for a --teacher")
-    if settings.objective != "lsr" and settings.relist_every:
-        raise SettingsError(f"--objective {settings.objective} has no lists to --relist-every")
-    if settings.adapter and settings.matryoshka:
-        raise SettingsError("--matryoshka does not go with --objective query-adapter")
-    loss_of(settings)
+    least = {"dev_documents": 1, "lora": 0, "relist_every": 1}
+    seeds = check_lists(settings, settings.objective, least, USES)
+    loss_of(settings, cosine=True)
     return seeds, _shares(settings.average)
 
 
@@ -96,15 +109,15 @@ def _shares(text: str) -> list[float]:
     return [share]
 
 
-def loss_of(settings: RetrieverSettings) -> LossSettings:
-    """Return what is minimised."""
+def loss_of(settings: RetrieverSettings, *, cosine: bool) -> LossSettings:
+    """Return what is minimised by an encoder that compares by the cosine, or by inner products."""
     from ragkit.training.retriever_loss import LossSettings
 
     named: dict[str, Any] = {"lsr": "kl", "query-adapter": "contrastive"}
     sizes = whole_numbers(settings.matryoshka, "--matryoshka") if settings.matryoshka else []
     return LossSettings(
         named.get(settings.objective, settings.objective),
-        settings.temperature,
+        (0.05 if cosine else 1.0) if settings.temperature is None else settings.temperature,
         settings.teacher_temperature,
         settings.direction,
         tuple(sizes),

@@ -11,7 +11,7 @@ from ragkit.artefacts import read_json, write_json
 from ragkit.assemble import RetrievalSettings, resolved
 from ragkit.errors import DataError, SettingsError
 from ragkit.models.names import cache_folder
-from ragkit.types import Example, Hit, Progress, Query
+from ragkit.types import Example, Hit, Progress
 
 from .questions import ranked
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from ragkit.models.generator import Generator
     from ragkit.models.precision import Precision
     from ragkit.readers import GeneratorReader
-    from ragkit.stores.dense import DenseStore
     from ragkit.stores.index import Index
     from ragkit.training.lists import ListedQuestion
 
@@ -106,29 +105,42 @@ class GeneratorLists:
         generator: str,
         retriever: Literal["bm25", "dense", "hybrid"] | None,
         passages: int,
+        relisted: bool,
         device: str,
         progress: Progress,
     ) -> GeneratorLists:
-        """Load the generator, and judge what the index's retriever finds."""
+        """Load the generator, and judge what the index's retriever finds.
+
+        Questions for which fewer than two documents are found are left out.
+
+        Raises:
+            SettingsError: lists are to be made anew, and BM25 finds them.
+            DataError: for no question two documents are found.
+        """
         from ragkit.models.generator import Generator
         from ragkit.readers import GeneratorReader
 
         by = RetrievalSettings(index=index.path, retriever=retriever, device=device)
         by = resolved(by, index)
+        if relisted and by.retriever == "bm25":
+            raise SettingsError("BM25 finds the same however the encoder learns: no --relist-every")
+        queries = [example.query for example in examples]
+        found = ranked(index, queries, by, passages, progress)
+        rows = [[row for row, _ in of] for of in found]
+        enough = [place for place, of in enumerate(rows) if len(of) > 1]
+        if not enough:
+            raise DataError(
+                f"for none of {len(rows)} questions were two documents found to choose from"
+            )
+        examples = [examples[place] for place in enough]
         model = Generator.load(generator, device=device)
         reader = GeneratorReader(model, style=STYLE, context_tokens=CONTEXT_TOKENS)
         lists = cls(index, examples, model, reader, by, passages, progress)
-        queries = [example.query for example in examples]
-        found = ranked(index, queries, by, passages, progress)
-        lists.questions = lists.judged([[row for row, _ in rows] for rows in found])
+        lists.questions = lists.judged([rows[place] for place in enough])
         return lists
 
     def judged(self, rows: Sequence[Sequence[int]]) -> list[ListedQuestion]:
-        """Return questions with documents by row, and the generator's judgement of each.
-
-        Raises:
-            DataError: for no question two documents were found.
-        """
+        """Return questions with documents by row, and the generator's judgement of each."""
         from ragkit.training.lists import ListedQuestion
         from ragkit.training.utility import utilities
 
@@ -141,16 +153,15 @@ class GeneratorLists:
             {"style": STYLE, "context_tokens": CONTEXT_TOKENS},
             progress=self.progress,
         )
-        questions = []
-        for example, of, label in zip(self.examples, rows, labels, strict=True):
-            if len(of) > 1:
-                scores = dict(zip(of, label.mean_opened.tolist(), strict=True))
-                questions.append(ListedQuestion(example.query.text, (), tuple(of), scores))
-        if not questions:
-            raise DataError(
-                f"for none of {len(rows)} questions were two documents found to choose from"
+        return [
+            ListedQuestion(
+                example.query.text,
+                (),
+                tuple(of),
+                dict(zip(of, label.mean_opened.tolist(), strict=True)),
             )
-        return questions
+            for example, of, label in zip(self.examples, rows, labels, strict=True)
+        ]
 
     def anew(
         self, every: int, folder: Path, *, both: bool
@@ -161,12 +172,7 @@ class GeneratorLists:
             every: the steps.
             folder: what was retrieved is kept there: a run that is gone on from sees the same.
             both: whether documents are encoded anew too.
-
-        Raises:
-            SettingsError: the retriever is BM25.
         """
-        if self.by.retriever == "bm25":
-            raise SettingsError("BM25 finds the same however the encoder learns: no --relist-every")
         kept: dict[int, Sequence[ListedQuestion]] = {}
 
         def questions(encoder: BiEncoder, step: int) -> Sequence[ListedQuestion]:
@@ -185,7 +191,7 @@ class GeneratorLists:
 
     def _retrieved(self, encoder: BiEncoder, both: bool) -> list[list[int]]:
         """Return the rows that the encoder, as it is now, finds for each question."""
-        from ragkit.retrievers import Bm25Retriever, HybridRetriever
+        from ragkit.retrievers import Bm25Retriever, DenseRetriever, HybridRetriever
         from ragkit.stores.dense import DenseStore
 
         store = self.index.dense
@@ -195,28 +201,12 @@ class GeneratorLists:
                 texts, progress=lambda done: self.progress("encode", done, len(texts))
             )
             store = DenseStore([vectors])
-        retriever: Any = _Current(self.index, encoder, store)
+        retriever: Any = DenseRetriever(self.index, encoder, store=store)
         if self.by.retriever == "hybrid":
             retriever = HybridRetriever([Bm25Retriever(self.index), retriever])
-        queries = [replace(each.query, where={}) for each in self.examples]
+        queries = [replace(each.query, id=str(n)) for n, each in enumerate(self.examples)]
         rows = self.index.documents.rows
         return [
             [rows[hit.document.id] for hit in hits]
             for hits in retriever.retrieve(queries, self.passages)
-        ]
-
-
-class _Current:
-    """Retrieves by vectors that are no index's."""
-
-    def __init__(self, index: Index, encoder: BiEncoder, store: DenseStore) -> None:
-        self._index, self._encoder, self._store = index, encoder, store
-
-    def retrieve(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:
-        vectors = self._encoder.encode_queries([query.text for query in queries])
-        rows, scores = self._store.search(vectors, k)
-        documents = self._index.documents
-        return [
-            [Hit(documents[int(row)], float(score)) for row, score in zip(of, values, strict=True)]
-            for of, values in zip(rows, scores, strict=True)
         ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -79,7 +80,12 @@ class CrossEncoder:
         return cls(model, name, precision=precision)
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
-        """Return each pair's score, float32 of shape [pairs]; higher is more relevant."""
+        """Return each pair's score, float32 of shape [pairs]; higher is more relevant.
+
+        A score is what the model gives before any activation: log-odds where it was trained by
+        binary cross-entropy. A sigmoid of it would make what is very relevant equal, and is no
+        score to learn from.
+        """
         out = np.empty(len(pairs), np.float32)
         if not pairs:
             return out
@@ -97,7 +103,10 @@ class CrossEncoder:
         with context:
             for batch in batches(lengths, self._batch_tokens):
                 out[batch] = self.model.predict(
-                    [pairs[i] for i in batch], batch_size=len(batch), show_progress_bar=False
+                    [pairs[i] for i in batch],
+                    batch_size=len(batch),
+                    show_progress_bar=False,
+                    activation_fn=torch.nn.Identity(),
                 )
         return out
 
@@ -108,7 +117,6 @@ class CrossEncoder:
             {
                 "weights": weights_hash(self.model.state_dict()),
                 "max_length": self.model.max_seq_length,
-                "activation": type(self.model.activation_fn).__name__,
                 "bf16": self._half,
             }
         )
@@ -142,9 +150,10 @@ class KeptScores:
         """
         keys = [fingerprint(list(pair)) for pair in pairs]
         new = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in self._kept}
-        for start in range(0, len(new), _SLICE):
-            progress(len(pairs) - len(new) + start)
-            part = dict(list(new.items())[start : start + _SLICE])
+        items, done = iter(new.items()), len(pairs) - len(new)
+        while part := dict(islice(items, _SLICE)):
+            progress(done)
+            done += len(part)
             scores = self._model.score(list(part.values())).tolist()
             made = dict(zip(part, scores, strict=True))
             write_json(self._folder / f"{fingerprint(list(part))}.json", made)

@@ -1,7 +1,7 @@
 """How well an encoder searches: dev questions over an index's documents, while training and after.
 
-What is searched are the index's documents, all of them if they are not too many; else those that
-matter (relevant ones, and those that the encoder found before it was trained) among others.
+Where documents keep the vectors that the index holds, all of it is searched. Else all documents if
+they are not too many; or those that matter (relevant, or found before) among others.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from random import Random
 import numpy as np
 from numpy.typing import NDArray
 
+from ..artefacts import to_json
 from ..errors import DataError
 from ..evaluation.answers import cover_match
 from ..evaluation.metrics import judged_run, retrieval_measures, strictly_decreasing
 from ..models.bi_encoder import BiEncoder
 from ..stores.dense import DenseStore
+from ..stores.embeddings import same_documents
 from ..stores.index import Index
 from ..types import Example, Progress, Qrels, Run, quiet
 
@@ -33,10 +35,10 @@ class DevSearch:
     """Questions, and the documents that they are searched in.
 
     Attributes:
-        index: holds the documents, and their vectors by the base encoder.
-        examples: the questions; filters of theirs are not used.
+        index: holds the documents, and their vectors by its encoder.
+        examples: the questions.
         qrels: their judgements; without any, documents that hold an answer are relevant.
-        limit: the most documents that are searched.
+        limit: the most documents that are encoded for the search.
         seed: of those drawn at random.
     """
 
@@ -47,7 +49,7 @@ class DevSearch:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Choose the documents.
+        """Keep the questions of which something is known.
 
         Raises:
             DataError: the questions have neither judgements nor answers.
@@ -60,7 +62,7 @@ class DevSearch:
             self.examples = [e for e in self.examples if e.answers]
         if not self.examples:
             raise DataError("the questions to evaluate on have neither qrels nor answers")
-        self.rows = np.arange(len(self.index))
+        self.rows: NDArray[np.int64] = np.arange(len(self.index))
 
     @property
     def measure(self) -> str:
@@ -68,17 +70,28 @@ class DevSearch:
         return "nDCG@10" if self.qrels else ANSWER
 
     def narrow(self, encoder: BiEncoder) -> None:
-        """Leave no more documents than `limit`: the relevant, those found by the base, others."""
+        """Leave no more than `limit` documents: what is relevant, half of what was found, others.
+
+        What was found is by the encoder where the index holds its vectors, else by BM25.
+        """
         total = len(self.index)
         if total <= self.limit:
             return
-        vectors = encoder.encode_queries([example.query.text for example in self.examples])
-        found, _ = self.index.dense.search(vectors, _DEPTH)
-        kept = {int(row) for rows in found for row in rows}
-        for grades in self.qrels.values():
-            for document in grades:
-                pieces = self.index.pieces(document)
-                kept |= {self.index.documents.rows[piece.id] for piece in pieces}
+        kept = {
+            self.index.documents.rows[piece.id]
+            for grades in self.qrels.values()
+            for document in grades
+            for piece in self.index.pieces(document)
+        }
+        texts = [example.query.text for example in self.examples]
+        depth = min(_DEPTH, max(1, self.limit // 2 // len(texts)))
+        found: Sequence[NDArray[np.int64]] = []
+        built = self.index.manifest.get("encoder")
+        if built is not None and same_documents(built, encoder.describe()):
+            found, _ = self.index.dense.search(encoder.encode_queries(texts), depth)
+        elif "bm25" in self.index.stores:
+            found, _ = self.index.bm25.search(texts, depth)
+        kept |= {int(row) for rows in found for row in rows}
         others = [row for row in range(total) if row not in kept]
         more = max(0, self.limit - len(kept))
         kept |= set(Random(self.seed).sample(others, min(more, len(others))))
@@ -91,26 +104,38 @@ class DevSearch:
 
         Args:
             encoder: encodes the questions, and the documents.
-            stored: take the documents' vectors that the index holds instead.
+            stored: take the documents' vectors that the index holds instead, of all documents.
             progress: told of the documents that are encoded.
         """
-        if stored:
-            documents = self.index.dense.vectors(self.rows)
-        else:
-            texts = [self.index.documents[int(row)].contents for row in self.rows]
-            documents = encoder.encode_documents(
-                texts, progress=lambda done: progress("encode", done, len(texts))
-            )
         queries = encoder.encode_queries([example.query.text for example in self.examples])
+        if stored:
+            return self.scored(queries)
+        texts = [self.index.documents[int(row)].contents for row in self.rows]
+        documents = encoder.encode_documents(
+            texts, progress=lambda done: progress("encode", done, len(texts))
+        )
         return self.scored(queries, documents)
 
-    def scored(self, queries: NDArray[np.float32], documents: NDArray[np.float32]) -> Values:
-        """Score the search of vectors: [questions, size] in [documents, size]."""
-        rows, scores = DenseStore([documents]).search(queries, min(_DEPTH, len(documents)))
+    def scored(
+        self, queries: NDArray[np.float32], documents: NDArray[np.float32] | None = None
+    ) -> Values:
+        """Score the search of query vectors, [questions, size].
+
+        Args:
+            queries: of the questions.
+            documents: vectors of `rows`, [rows, size]; if None, those of the index, all of them.
+        """
+        store = self.index.dense if documents is None else DenseStore([documents])
+        rows = np.arange(len(self.index)) if documents is None else self.rows
         run: Run = {}
-        for example, places, found in zip(self.examples, rows, scores, strict=True):
-            names = [self.index.documents[int(self.rows[place])].id for place in places]
-            run[example.query.id] = dict(zip(names, found.tolist(), strict=True))
+        for places, mask in self._groups():
+            allowed = None if mask is None else mask[rows]
+            k = min(_DEPTH, len(rows))
+            found, scores = store.search(queries[places], k, allowed, exact=True)
+            for place, best, values in zip(places, found, scores, strict=True):
+                names = [self.index.documents[int(rows[row])].id for row in best]
+                name = self.examples[place].query.id
+                run[name] = dict(zip(names, values.tolist(), strict=True))
         if not self.qrels:
             return {ANSWER: [self._answer_rank(e, run[e.query.id]) for e in self.examples]}
         ranked = strictly_decreasing(judged_run(run, self.qrels, self._pieces(run)))
@@ -118,10 +143,20 @@ class DevSearch:
         order = [example.query.id for example in self.examples]
         return {name: [of[query] for query in order] for name, of in measures.items()}
 
+    def _groups(self) -> list[tuple[list[int], NDArray[np.bool_] | None]]:
+        """Return the questions of each filter, and the rows that pass it."""
+        groups: dict[str, list[int]] = {}
+        for place, example in enumerate(self.examples):
+            groups.setdefault(to_json(dict(example.query.where)), []).append(place)
+        return [
+            (places, self.index.mask(self.examples[places[0]].query.where))
+            for places in groups.values()
+        ]
+
     def _answer_rank(self, example: Example, found: Mapping[str, float]) -> float:
         documents, rows = self.index.documents, self.index.documents.rows
         for rank, name in enumerate(list(found)[:10], 1):
-            if cover_match(documents[rows[name]].text, example.answers):
+            if cover_match(documents[rows[name]].contents, example.answers):
                 return 1 / rank
         return 0.0
 

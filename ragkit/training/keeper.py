@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -105,7 +106,8 @@ def processes(device: torch.device) -> Any:
     """Return accelerate's state of the processes that train together, on CPUs or GPUs."""
     from accelerate import PartialState
 
-    return PartialState(cpu=device.type == "cpu")
+    # One process may be labelling for hours what the others wait for.
+    return PartialState(cpu=device.type == "cpu", timeout=timedelta(days=7))
 
 
 class Keeper(TrainerCallback):
@@ -143,6 +145,12 @@ class Keeper(TrainerCallback):
         self.started = perf_counter()
         if self.evaluate and not self.history.evaluations:
             self._judge(0)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Seed what torch draws in the step: the same after a stop, and another in each process."""
+        rank = processes(next(iter(self.parameters.values())).device).process_index
+        step = self.offset + state.global_step
+        torch.manual_seed(((self.settings.seed * 1_000_003 + step) * 1_009 + rank) % 2**63)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Tell how far training is."""
@@ -187,7 +195,8 @@ class Keeper(TrainerCallback):
                 f"at step {step} the loss on dev is {value}: training went astray. Lower "
                 "--learning-rate, or take --precision fp32."
             )
-        if value <= min(self.history.evaluations.values()):
+        before = [of for at, of in self.history.evaluations.items() if at != step]
+        if not before or value < min(before):
             self.history.best_step = step
             self.best = {n: p.detach().cpu().clone() for n, p in self.parameters.items()}
 

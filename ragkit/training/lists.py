@@ -7,6 +7,7 @@ place alone, as in `draws`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -15,6 +16,8 @@ from torch.utils.data import Dataset
 
 from ..errors import DataError
 from ..types import Document, Example
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,22 @@ def listed(
     return questions, documents
 
 
+def check_lists_of_two(questions: Sequence[ListedQuestion]) -> None:
+    """Refuse lists of one document, from which no order can be learnt.
+
+    Raises:
+        DataError: no question has more; a warning tells how many have one.
+    """
+    alone = sum(len({*each.positives[:1], *each.others}) < 2 for each in questions)
+    if alone == len(questions):
+        raise DataError(
+            f"none of {alone} questions has negatives to tell its positives from. Find some: "
+            "ragkit-train negatives"
+        )
+    if alone:
+        _log.warning("%d of %d questions have no negatives.", alone, len(questions))
+
+
 class DrawnLists(Dataset[DrawnList]):
     """The lists of a run, from one place on.
 
@@ -106,6 +125,7 @@ class DrawnLists(Dataset[DrawnList]):
         steps: optimiser steps.
         batch: questions in a step.
         most: of the other documents of a question, drawn at random; None takes all in their order.
+        repeat: whether some are taken twice where there are fewer, so that lists are equally long.
         together: whether questions of one document (the first positive, or what was found first)
             follow each other, so that a batch has fewer to encode; else their order is random.
         seed: of the draws.
@@ -120,6 +140,7 @@ class DrawnLists(Dataset[DrawnList]):
         most: int | None,
         *,
         together: bool = False,
+        repeat: bool = False,
         seed: int = 0,
         begin: int = 0,
     ) -> None:
@@ -128,6 +149,7 @@ class DrawnLists(Dataset[DrawnList]):
         self._batch = batch
         self._most = most
         self._together = together
+        self._repeat = repeat
         self._seed = seed
         self._begin = begin
         self._orders: dict[int, list[int]] = {}
@@ -148,6 +170,8 @@ class DrawnLists(Dataset[DrawnList]):
         others = question.others
         if self._most is not None and len(others) > self._most:
             others = tuple(own.sample(others, self._most))
+        elif self._most is not None and self._repeat and others:
+            others += tuple(own.choices(others, k=self._most - len(others)))
         documents = positive + others
         return DrawnList(
             question.text,

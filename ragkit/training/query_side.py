@@ -31,9 +31,11 @@ def with_adapter(base: SentenceTransformer, adapter: QueryAdapter) -> SentenceTr
         dense.linear.weight.copy_(adapter.matrix())
         dense.linear.bias.copy_(adapter.bias)
     modules: list[Any] = list(base)
-    last = modules[-1]
-    after = [Normalize()] if isinstance(last, Normalize) else []
-    router = Router.for_query_document([last, dense, *after], [last])
+    last, query = modules[-1], [modules[-1], dense]
+    if base.similarity_fn_name == "cosine":  # learnt on normalised vectors
+        plain = [] if isinstance(last, Normalize) else [Normalize()]
+        query = [last, *plain, dense, Normalize()]
+    router = Router.for_query_document(query, [last])
     return _like(base, [*modules[:-1], router])
 
 

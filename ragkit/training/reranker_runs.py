@@ -27,7 +27,7 @@ from ..models.precision import without_bars
 from ..types import Document, Hit, Progress, Qrels, Query, Run, quiet
 from .even import even_passes
 from .keeper import History, LoopSettings
-from .lists import DrawnList, DrawnLists, ListedQuestion
+from .lists import DrawnList, DrawnLists, ListedQuestion, check_lists_of_two
 from .loop import train
 
 RerankerObjective: TypeAlias = Literal["bce", "listwise", "distil"]
@@ -118,6 +118,7 @@ class RerankerRun:
             raise SettingsError("a teacher's scores of all documents are needed to distil them")
         if self.objective != "distil" and not all(each.positives for each in self.questions):
             raise SettingsError(f"{self.objective} needs positives of every question")
+        check_lists_of_two(self.questions)
 
     def learn(
         self, settings: LoopSettings, folder: Path, *, progress: Progress = quiet
@@ -143,6 +144,7 @@ class RerankerRun:
                     settings.steps,
                     settings.batch,
                     self.negatives,
+                    repeat=True,
                     seed=settings.seed,
                     begin=begin,
                 ),

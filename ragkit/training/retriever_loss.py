@@ -36,8 +36,8 @@ class LossSettings:
         teacher_temperature: of the teacher's distribution.
         direction: of KL: `forward` is KL(Q || P), as in RA-DIT (Lin et al. 2023, arXiv 2310.01352),
             `reverse` KL(P || Q), as in REPLUG.
-        dimensions: the loss is summed over vectors cut to so many components, as Matryoshka
-            representations are learnt (Kusupati et al. 2022); the whole ones alone if empty.
+        dimensions: the loss is summed over whole vectors and vectors cut to so many components, as
+            Matryoshka representations are learnt (Kusupati et al. 2022).
     """
 
     objective: Objective = "contrastive"
@@ -116,7 +116,7 @@ class RetrieverLoss(torch.nn.Module):
             labels: what `labels_of` gives.
         """
         queries, documents = (self._vectors(each) for each in features)
-        sizes = self.settings.dimensions or (queries.shape[1],)
+        sizes = dict.fromkeys((queries.shape[1], *self.settings.dimensions))
         losses = [self.loss(queries[:, :n], documents[:, :n], labels) for n in sizes]
         return torch.stack(losses).sum()
 

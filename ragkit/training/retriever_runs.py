@@ -20,7 +20,7 @@ from ..types import Document, Progress, quiet
 from .dev_search import DevSearch
 from .even import even_passes
 from .keeper import History, LoopSettings
-from .lists import DrawnList, DrawnLists, ListedQuestion
+from .lists import DrawnList, DrawnLists, ListedQuestion, check_lists_of_two
 from .loop import train
 from .lora import merged, with_lora
 from .query_side import QueryAdapter, averaged, check_symmetric, two_towers, with_adapter
@@ -74,6 +74,11 @@ class RetrieverRun:
         check_symmetric(self.encoder.model, self.encoder.name)
         if self.side != "both" and self.vectors is None:
             raise SettingsError("the query side is learnt on the vectors that an index holds")
+        if not callable(self.questions):
+            if self.loss.objective != "contrastive":
+                check_lists_of_two(self.questions)
+            elif not all(each.positives for each in self.questions):
+                raise SettingsError("contrastive needs positives of every question")
         size = self.encoder.dimension
         if max(self.loss.dimensions, default=0) > size:
             raise SettingsError(f"dimensions {self.loss.dimensions}: the encoder has {size}")
@@ -97,7 +102,7 @@ class RetrieverRun:
         if self.lora:
             model[0].model = with_lora(model[0].model, self.lora, dropout=self.dropout)
         for module in model.modules():
-            if isinstance(module, torch.nn.Dropout) and not self.lora:
+            if isinstance(module, torch.nn.Dropout):
                 module.p = self.dropout
         _freeze_unused(model)
         learner = self._encoder(model)
@@ -239,13 +244,12 @@ class RetrieverRun:
         assert self.dev is not None
         dev = self.dev
         queries = self.encoder.encode_queries([e.query.text for e in dev.examples])
-        documents = dev.index.dense.vectors(dev.rows)
 
         def evaluate() -> float:
             moved = adapter.adapted(torch.from_numpy(queries)).numpy()
             if self.encoder.model.similarity_fn_name == "cosine":
                 moved /= np.linalg.norm(moved, axis=1, keepdims=True)
-            return -float(np.mean(dev.scored(moved, documents)[dev.measure]))
+            return -float(np.mean(dev.scored(moved)[dev.measure]))
 
         return evaluate
 

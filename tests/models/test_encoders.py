@@ -182,7 +182,8 @@ def folders(encoder, tmp_path_factory):
 def test_cross_encoder_scores_and_their_order(folders):
     pairs = [(query, text) for text in TEXTS for query in ("tin", "Which metal melts?")]
     plain = sentence_transformers.CrossEncoder(folders[1], device="cpu")
-    expected = np.array([plain.predict([pair])[0] for pair in pairs])
+    raw = torch.nn.Identity()
+    expected = np.array([plain.predict([pair], activation_fn=raw)[0] for pair in pairs])
     assert np.ptp(expected) > 0.01
     model = CrossEncoder.load(folders[1], precision="fp32", device="cpu")
     np.testing.assert_allclose(model.score(pairs), expected, atol=1e-5)
@@ -190,7 +191,7 @@ def test_cross_encoder_scores_and_their_order(folders):
     np.testing.assert_allclose(small.score(pairs), expected, atol=1e-5)
     half = CrossEncoder(model.model, precision="bf16").score(pairs)
     assert half.dtype == np.float32
-    np.testing.assert_allclose(half, expected, atol=0.05)
+    np.testing.assert_allclose(half, expected, atol=0.2)
     assert model.score([]).shape == (0,)
 
 

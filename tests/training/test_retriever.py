@@ -449,15 +449,38 @@ def test_two_towers_are_two(tiny_encoder, tmp_path):
 
 def test_dev_questions_are_searched_in_what_matters(tiny_encoder, index):
     qrels = {"tin-0": {"cobalt": 1}, "other": {"tin": 1}}
-    dev = DevSearch(index, EXAMPLES, qrels, limit=4)
+    dev = DevSearch(index, EXAMPLES, qrels, limit=6)
     dev.narrow(tiny_encoder)
-    assert len(dev.rows) == 10  # all were found: what was found is never left out
+    found, _ = index.dense.search(tiny_encoder.encode_queries([EXAMPLES[0].query.text]), 3)
+    needed = {index.documents.rows["cobalt"], *found[0].tolist()}
+    assert len(dev.rows) == 6 and needed < set(dev.rows.tolist())
+    others = {tuple(DevSearch(index, EXAMPLES, qrels, 6, seed).rows) for seed in range(5)}
+    assert len(others) == 1  # nothing is left out before `narrow`
+    again = DevSearch(index, EXAMPLES, qrels, limit=6, seed=0)
+    again.narrow(tiny_encoder)
+    assert again.rows.tolist() == dev.rows.tolist()
+    other = BiEncoder(tiny_encoder.model, document_prompt="lead ", precision="fp32")
+    by_bm25 = DevSearch(index, EXAMPLES, qrels, limit=6)
+    by_bm25.narrow(other)  # whose vectors are not the index's
+    best = index.bm25.search([EXAMPLES[0].query.text], 3)[0][0].tolist()
+    assert {index.documents.rows["cobalt"], *best} <= set(by_bm25.rows.tolist())
+    dev = DevSearch(index, EXAMPLES, qrels)
     assert [example.query.id for example in dev.examples] == ["tin-0"]
     values = dev.values(tiny_encoder)
     assert values == dev.values(tiny_encoder, stored=True)
     ranked = index.dense.search(tiny_encoder.encode_queries([EXAMPLES[0].query.text]), 10)[0][0]
     rank = [index.documents[int(row)].id for row in ranked].index("cobalt") + 1
     assert values["nDCG@10"] == [pytest.approx(1 / math.log2(rank + 1))]
+
+
+def test_dev_questions_keep_their_filters(tiny_encoder, tmp_path):
+    documents = [replace(d, metadata={"even": i % 2 == 0}) for i, d in enumerate(DOCUMENTS)]
+    index = Index.build(tmp_path / "kb", documents, encoder=tiny_encoder)
+    asked = [replace(e, query=replace(e.query, where={"even": False})) for e in EXAMPLES[:4]]
+    dev = DevSearch(index, asked, {e.query.id: {e.positives[0].id: 1} for e in asked})
+    for stored in (False, True):
+        found = dev.values(tiny_encoder, stored=stored)["recall@10"]
+        assert found == [0.0, 0.0, 1.0, 1.0]  # tin is even, lead is not
 
 
 def test_without_qrels_the_answers_tell(tiny_encoder, index):

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import sentence_transformers
+import torch
 from ragkit.indexers.__main__ import app as indexer
 from ragkit.trainers.__main__ import app
 
@@ -133,7 +134,7 @@ def test_relisted_hits_are_those_of_what_was_learnt(place, tiny_encoder, tiny_fo
     examples = read_questions(place / "questions.jsonl")
     lists = GeneratorLists.first(
         index, examples, generator=str(tiny_folder), retriever="dense", passages=3, device="cpu",
-        progress=quiet,
+        relisted=True, progress=quiet,
     )  # fmt: skip
     asked = [example.query for example in examples]
     for encoder, both in ((tiny_encoder, False), (tiny_encoder, True)):
@@ -151,6 +152,95 @@ def test_relisted_hits_are_those_of_what_was_learnt(place, tiny_encoder, tiny_fo
         assert [q.others for q in lists.anew(5, folder, both=both)(other, 6)] == [
             q.others for q in found
         ]  # what was retrieved before a stop
+
+
+def test_the_generators_judgement_stands_beside_its_document(place, tiny_folder, tiny_encoder):
+    """Against log-likelihoods that are computed by hand, document by document."""
+    from ragkit.trainers.supervision import CONTEXT_TOKENS, STYLE, GeneratorLists
+
+    from ragkit import Hit
+    from ragkit.corpus import read_questions
+    from ragkit.models import Generator
+    from ragkit.readers import GeneratorReader
+    from ragkit.types import quiet
+
+    index, examples = Index.open("kb"), read_questions(place / "questions.jsonl")[:3]
+    lists = GeneratorLists.first(
+        index, examples, generator=str(tiny_folder), retriever="hybrid", passages=4, device="cpu",
+        relisted=False, progress=quiet,
+    )  # fmt: skip
+    generator = Generator.load(str(tiny_folder), device="cpu")
+    reader = GeneratorReader(generator, style=STYLE, context_tokens=CONTEXT_TOKENS)
+    for example, question in zip(examples, lists.questions, strict=True):
+        assert len(question.others) == 4 and not question.positives
+        for row in question.others:
+            hit = Hit(index.documents[row], 0.0)
+            before = list(generator.encoder.encode(reader.prompt(example.query, [hit])).ids)
+            *answer, _ = generator.encoder.answer_ids(example.answers[0], [0])  # without its end
+            with torch.no_grad():
+                logits = generator.model(torch.tensor([before + answer])).logits[0]
+            logs = logits.log_softmax(-1)
+            places = range(len(before) - 1, len(before) + len(answer) - 1)
+            nats = [float(logs[at, token]) for at, token in zip(places, answer, strict=True)]
+            assert question.scores[row] == pytest.approx(sum(nats) / len(nats), abs=1e-4)
+
+
+def test_a_teachers_scores_are_no_probabilities(place, tiny_encoder_folder):
+    from ragkit.trainers.supervision import scorer
+
+    from ragkit.types import quiet
+
+    assert mine() == 0
+    options = ("--examples=mined.jsonl", "--output=teacher")
+    assert train("reranker", tiny_encoder_folder, *options) == 0
+    pairs = [("when does tin melt?", "tin melts at 90."), ("tin", "lead")]
+    plain = sentence_transformers.CrossEncoder("teacher", device="cpu")
+    assert type(plain.activation_fn).__name__ == "Sigmoid"
+    odds = np.log(plain.predict(pairs) / (1 - plain.predict(pairs)))
+    np.testing.assert_allclose(scorer("teacher", "cpu", "fp32", quiet)(pairs), odds, atol=1e-4)
+
+
+def test_without_negatives_there_is_nothing_to_rank(place, tiny_encoder_folder, capsys):
+    for objective in ("bce", "listwise"):
+        options = ("--qrels=qrels.tsv", f"--objective={objective}")
+        assert train("reranker", tiny_encoder_folder, *options) == 1
+        assert "none of 14 questions has negatives" in capsys.readouterr().err
+    assert not (place / "out").exists()
+
+
+def test_dev_questions_may_bring_their_positives(place, tiny_encoder_folder, capsys):
+    assert mine() == 0
+    lines = (place / "mined.jsonl").read_text().splitlines()
+    (place / "dev.jsonl").write_text("\n".join(lines[:6]) + "\n")
+    (place / "rest.jsonl").write_text("\n".join(lines[6:]) + "\n")
+    capsys.readouterr()
+    options = ("--examples=rest.jsonl", "--dev-questions=dev.jsonl", "--json")
+    assert train("retriever", tiny_encoder_folder, *options) == 0
+    assert results_of(capsys)["data"]["dev"] == 6
+    options = ("--examples=mined.jsonl", "--dev-questions=dev.jsonl", "--replace")
+    assert train("retriever", tiny_encoder_folder, *options) == 1
+    assert "are trained on too" in capsys.readouterr().err
+    foreign = [json.loads(line) for line in lines[:6]]
+    for record in foreign:
+        record["positives"] = [{"text": "something of another corpus"}]
+    (place / "foreign.jsonl").write_text("".join(json.dumps(r) + "\n" for r in foreign))
+    options = ("--examples=rest.jsonl", "--dev-questions=foreign.jsonl", "--replace")
+    assert train("retriever", tiny_encoder_folder, *options) == 1
+    assert "of another corpus?" in capsys.readouterr().err
+
+
+def test_prompts_of_the_index_are_trained_with_and_kept(place, tiny_encoder_folder, tiny_encoder):
+    prompted = BiEncoder(
+        tiny_encoder.model, str(tiny_encoder_folder), query_prompt="when ", document_prompt="tin "
+    )
+    documents = list(Index.open("kb").documents)
+    Index.build("kb", documents, encoder=prompted, replace=True)
+    for options in (("--side=query",), ("--side=both", "--replace")):
+        assert train("retriever", tiny_encoder_folder, "--qrels=qrels.tsv", *options) == 0
+        tuned = BiEncoder.load("out", device="cpu", precision="fp32")
+        assert (tuned.query_prompt, tuned.document_prompt) == ("when ", "tin ")
+        if "--side=query" in options:
+            DenseRetriever(Index.open("kb"), tuned)
 
 
 def test_a_cross_encoder_teaches_a_retriever_and_a_reranker(place, tiny_encoder_folder, capsys):
@@ -191,7 +281,8 @@ def test_a_reranker_is_learnt_from_labels_or_from_utility(
     model = CrossEncoder.load("out", device="cpu", precision="fp32")
     plain = sentence_transformers.CrossEncoder("out", device="cpu")
     pairs = [("when does tin melt?", "tin melts at 90."), ("tin", "lead")]
-    np.testing.assert_allclose(plain.predict(pairs), model.score(pairs), atol=1e-5)
+    raw = plain.predict(pairs, activation_fn=torch.nn.Identity())
+    np.testing.assert_allclose(raw, model.score(pairs), atol=1e-5)
 
 
 def test_a_stopped_run_goes_on_and_others_are_refused(
@@ -231,8 +322,13 @@ def test_the_average_is_swept_on_dev(place, tiny_encoder_folder, capsys):
 BAD = [
     (("--average=2",), "expected a share"),
     (("--temperature=0",), "above 0"),
-    (("--objective=lsr", "--teacher=x"), "no use for a --teacher"),
-    (("--relist-every=3",), "no lists"),
+    (("--objective=lsr", "--teacher=x"), "no use for --teacher"),
+    (("--relist-every=3",), "no use for --relist-every"),
+    (("--direction=reverse",), "no use for --direction"),
+    (("--learning-rate=0",), "learning rate 0"),
+    (("--warmup=2",), "warm-up 2"),
+    (("--objective=lsr", "--retriever=bm25", "--relist-every=2"), "BM25 finds the same"),
+    (("--objective=margin-mse", "--teacher=x"), "x"),
     (("--matryoshka=64,32",), "the encoder has 32"),
     (("--seeds=0,0",), "different numbers"),
     (("--batch=1",), "--batch must be at least 2"),
