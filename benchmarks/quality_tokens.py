@@ -16,7 +16,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -236,34 +236,46 @@ def answers_by_parts(
     arguments: Any,
     progress: Progress,
 ) -> dict[str, list[list[str]]]:
-    """Answer some questions at a time, and keep each part's answers: several processes may share.
+    """Answer some questions at a time, and keep the answers: several processes may share the work.
 
-    A part that another process has begun is left to it, until nothing else is to be done.
+    What is there is not answered again, though it was with other seeds. Questions that another
+    process has begun are left to it, until nothing else is to be done.
     """
     folder = arguments.work / part / "answers"
     folder.mkdir(parents=True, exist_ok=True)
-    starts = range(0, count, SLICE)
+    seeds = arguments.seeds.split(",")
+    single = {
+        f"{each.name} | {seeds[place] if len(each.tokens) > 1 else '-'}": (each, place)
+        for each in conditions
+        for place in range(len(each.tokens))
+    }
     for alone in (False, True):
-        for start in starts:
-            path = folder / f"{start}.json"
-            begun = folder / f"{start}.begun"
-            if path.exists() or (begun.exists() and not alone):
+        for start in range(0, count, SLICE):
+            missing = [name for name in single if name not in kept(folder, start)]
+            begun = folder / f"{start}-{'-'.join(seeds)}.begun"
+            if not missing or (begun.exists() and not alone):
                 continue
             begun.touch()
-            some = [
-                replace(condition, prompts=condition.prompts[start : start + SLICE])
-                for condition in conditions
-            ]
+            some = []
+            for name in missing:
+                each, place = single[name]
+                prompts = each.prompts[start : start + SLICE]
+                some.append(Condition(name, prompts, [each.tokens[place]]))
             found = answered(run.generator, some, max_new_tokens=24, progress=progress)
-            write_json(path, found)
-    parts = [json.loads((folder / f"{start}.json").read_text()) for start in starts]
-    return {
-        condition.name: [
-            [text for each in parts for text in each[condition.name][seed]]
-            for seed in range(len(condition.tokens))
-        ]
-        for condition in conditions
-    }
+            write_json(begun.with_suffix(".json"), {name: of[0] for name, of in found.items()})
+    whole = [kept(folder, start) for start in range(0, count, SLICE)]
+    answers: dict[str, list[list[str]]] = {}
+    for name, (each, _) in single.items():
+        answers.setdefault(each.name, []).append([text for of in whole for text in of[name]])
+    return answers
+
+
+def kept(folder: Path, start: int) -> dict[str, list[str]]:
+    """Return the answers that are there of the questions from a place on."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(folder.glob(f"{start}-*.json")):
+        found |= json.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
 def probes(generator: Generator, arguments: Any) -> dict[str, float]:

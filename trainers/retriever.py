@@ -129,7 +129,8 @@ def prepared(settings: RetrieverSettings, progress: Progress) -> Prepared:
             )
         shared |= {"documents": index.documents, "questions": lists.questions}
         shared |= {"vectors": index.dense.vectors if settings.fixed else None}
-        return Prepared(RetrieverRun(encoder, **shared), dev, train, lists, data)
+        kept = lists if settings.relist_every else None  # else the generator may go
+        return Prepared(RetrieverRun(encoder, **shared), dev, train, kept, data)
     if settings.objective in ("margin-mse", "kl"):
         with processes(device).main_process_first():
             scores = taught(train, settings.teacher, str(device), progress)
@@ -224,7 +225,7 @@ def _learn(
     folder = state / f"seed-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     run = made.run
-    if made.lists is not None and settings.relist_every:
+    if made.lists is not None and settings.relist_every is not None:
         anew = made.lists.anew(settings.relist_every, folder, both=not settings.fixed)
         run = replace(run, questions=anew)
     learnt, history = run.learn(

@@ -25,8 +25,8 @@ def even_passes(model: Any, *, tokens: int = 4096, kept: int = 16_384) -> Iterat
     Args:
         model: a SentenceTransformer or a CrossEncoder.
         tokens: the padded tokens of a part.
-        kept: the tokens of a batch whose activations are kept for the way back; those of the others
-            are made again.
+        kept: the tokens whose activations are kept for the way back, of each call of the model (a
+            batch's questions, its documents); those of the others are made again.
     """
     read = model.forward  # bound: the class's own
 

@@ -22,7 +22,7 @@ from ragkit.training.dev_search import ANSWER, DevSearch
 from ragkit.training.even import even_passes
 from ragkit.training.keeper import LoopSettings
 from ragkit.training.lists import DrawnList, DrawnLists, ListedQuestion, listed
-from ragkit.training.query_side import averaged, two_towers
+from ragkit.training.query_side import QueryAdapter, averaged, two_towers, with_adapter
 from ragkit.training.retriever_loss import LossSettings, RetrieverLoss, labels_of
 from ragkit.training.retriever_runs import RetrieverRun
 
@@ -195,8 +195,10 @@ def test_matryoshka_sums_the_losses_of_cut_vectors():
         settings = LossSettings(dimensions=sizes)
         return float(RetrieverLoss(torch.nn.Identity(), settings, cosine=True)(features, labels))
 
-    assert loss() == loss(8)
-    assert loss(8, 4) == pytest.approx(loss(8) + loss(4), abs=1e-5)
+    of = RetrieverLoss(torch.nn.Identity(), LossSettings(), cosine=True)
+    whole, half = (float(of.loss(queries[:, :n], documents[:, :n], labels)) for n in (8, 4))
+    assert loss() == loss(8) == pytest.approx(whole, abs=1e-6)
+    assert loss(4) == loss(8, 4) == pytest.approx(whole + half, abs=1e-5)
 
 
 class TestSupervisionByTheGenerator:
@@ -389,6 +391,26 @@ def test_it_learns_and_the_base_stays_as_it_was(tiny_encoder, index, tmp_path, s
             replace(run, encoder=again)
 
 
+@pytest.mark.parametrize("kind", ["cosine", "dot"])
+def test_an_adapter_is_exported_as_it_was_learnt(tiny_encoder, index, kind):
+    """Also where the encoder itself does not normalise its vectors."""
+    bare = SentenceTransformer(modules=list(tiny_encoder.model)[:2], similarity_fn_name=kind)
+    encoder = BiEncoder(bare, precision="fp32")
+    loss = RetrieverLoss(torch.nn.Identity(), LossSettings(), cosine=kind == "cosine")
+    adapter = QueryAdapter(encoder.dimension, 0, loss)
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    texts = ["when does tin melt?", "lead"]
+    expected = adapter.adapted(torch.from_numpy(encoder.encode_queries(texts))).detach()
+    if kind == "cosine":
+        expected = functional.normalize(expected, dim=-1)
+    exported = BiEncoder(with_adapter(bare, adapter), precision="fp32")
+    np.testing.assert_allclose(exported.encode_queries(texts), expected, atol=1e-4)
+    documents, own = exported.encode_documents(texts), encoder.encode_documents(texts)
+    np.testing.assert_allclose(documents, own, atol=1e-6)
+
+
 @pytest.mark.parametrize("side", ["both", "query", "adapter"])
 def test_averages_lie_between_the_base_and_what_was_learnt(tiny_encoder, index, tmp_path, side):
     run = replace(run_of(tiny_encoder, index, side=side), dev=None)
@@ -412,8 +434,9 @@ def test_the_average_of_states_is_linear():
     assert found["w"].tolist() == [0.25, 0.25] and int(found["n"]) == 7
 
 
-def test_the_best_step_is_kept_and_a_stopped_run_goes_on(tiny_encoder, index, tmp_path):
-    run = run_of(tiny_encoder, index)
+@pytest.mark.parametrize("options", [{}, {"lora": 4}, {"dropout": 0.2}])
+def test_a_stopped_run_goes_on(tiny_encoder, index, tmp_path, options):
+    run = run_of(tiny_encoder, index, **options)
     for name in "ab":
         (tmp_path / name).mkdir()
     whole, history = run.learn(LOOP, tmp_path / "a")
