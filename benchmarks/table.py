@@ -3,7 +3,7 @@
     python benchmarks/table.py --write     # or --check, which fails where README differs
 
 README marks each place with `<!-- benchmark:NAME -->` and `<!-- /benchmark -->`; NAME is
-retrieval, reading, contexts or speed.
+retrieval, reading, contexts, tokens or speed.
 """
 
 from __future__ import annotations
@@ -102,6 +102,24 @@ def _context_place(item: tuple[str, Any]) -> tuple[int, float]:
     return len(CONTEXTS), float(re.sub(r"[^\d.]", "", item[0]))
 
 
+def tokens(rows: Sequence[dict[str, Any]]) -> str:
+    """Lay out quality_tokens.py's conditions, in the order of the passages that are shown."""
+    measures = ("EM", "F1", "cover")
+    lines = [
+        (name, *(_mean(of[measure]) for measure in measures))
+        for row in rows
+        for name, of in sorted(row["conditions"].items(), key=_condition_place)
+    ]
+    return _table(("passages: what answers", *measures), lines)
+
+
+def _condition_place(item: tuple[str, Any]) -> tuple[str, int]:
+    """Order conditions by their passages, and within them by how many tokens are used."""
+    passages, _, answers = item[0].partition(": ")
+    count = re.match(r"\d+", answers)
+    return passages, int(count[0]) if count else -len(answers)
+
+
 def speed(rows: Sequence[dict[str, Any]]) -> str:
     """Lay out speed.py's rows; ratios above 1 are in ragkit's favour."""
     cells = []
@@ -133,6 +151,7 @@ TABLES: dict[str, Callable[[Sequence[dict[str, Any]]], str]] = {
     "retrieval": retrieval,
     "reading": reading,
     "contexts": contexts,
+    "tokens": tokens,
     "speed": speed,
 }
 
