@@ -5,9 +5,9 @@
 
 Trained on SQuAD's train questions with BM25's passages, the best step chosen on 100 more of them,
 evaluated on dev. Each part is a way to train; what is learnt is kept in `--work` and gone on from.
-Its table: the prompt alone, unplugged, and k = 1, 5, 10 and all tokens, at 0, 1, 3 and 5 passages
-by BM25 and 3 by dense retrieval; the same with another question's passages, which tells learning
-to read from learning to answer briefly.
+Its table: the prompt alone, unplugged, and all tokens, with 3 passages by BM25 and with another
+question's, which tells learning to read from learning to answer briefly. On the first `--sweep`
+questions other numbers of tokens too, 0, 1 and 5 passages, and 3 by dense retrieval.
 """
 
 from __future__ import annotations
@@ -67,6 +67,8 @@ def main() -> None:
     parser.add_argument("--learning-rates", default="5e-3", help="tried with the first seed")
     parser.add_argument("--counts", default="1,5,10,50", help="tokens used, at 3 passages")
     parser.add_argument("--depths", default="0,1,3,5", help="passages shown in the evaluation")
+    parser.add_argument("--sweep", type=int, default=100, help="questions of other k and depths")
+    parser.add_argument("--max-new-tokens", type=int, default=16)
     parser.add_argument("--no-dense", action="store_true")
     parser.add_argument("--prefix-cache", type=float, default=8.0, help="GB")
     parser.add_argument("--work", type=Path, default=Path("tokens-work"))
@@ -195,31 +197,40 @@ def table(
     """Answer the dev questions in all conditions in one call, which reads passages once."""
     examples = dev.examples
     plain = GeneratorReader(run.generator, style="spring", context_tokens=1024)
-    conditions = []
+    main: list[Condition] = []
+    sweep: list[Condition] = []
 
-    def add(name: str, hits: Sequence[Sequence[Hit]], counts: Sequence[int]) -> None:
+    def add(
+        to: list[Condition], name: str, hits: Sequence[Sequence[Hit]], counts: Sequence[int]
+    ) -> None:
         pairs = list(zip(examples, hits, strict=True))
+        if to is sweep:
+            pairs = pairs[: arguments.sweep]
         prompts = [run.prompt(example.query, shown) for example, shown in pairs]
         told = [plain.prompt(example.query, shown) for example, shown in pairs]
-        conditions.append(Condition(f"{name}: prompt only", told))
-        conditions.append(Condition(f"{name}: unplugged", prompts))
-        for count in counts:
+        if name not in {each.name.rpartition(":")[0] for each in main}:
+            to.append(Condition(f"{name}: prompt only", told))
+        if to is main and 0 in counts:
+            to.append(Condition(f"{name}: unplugged", prompts))
+        for count in filter(None, counts):
             chosen = [tokens.first(count) for tokens in learnt]
-            conditions.append(Condition(f"{name}: {count} tokens", prompts, chosen))
+            to.append(Condition(f"{name}: {count} tokens", prompts, chosen))
 
-    every = [int(count) for count in arguments.counts.split(",")]
-    depths = [int(depth) for depth in arguments.depths.split(",")]
-    for depth in depths:
-        hits = [found[:depth] for found in dev.hits]
-        add(f"BM25, {depth} passages", hits, every if depth == 3 else every[-1:])
+    counts = [int(count) for count in arguments.counts.split(",")]
+    shown = [hits[:3] for hits in dev.hits]
+    others = [*shown[1:], shown[0]]
+    add(main, "of another question, 3 passages", others, counts[-1:])
+    add(main, "BM25, 3 passages", shown, [0, counts[-1]])  # the last one: differences are of it
+    add(sweep, "BM25, 3 passages", shown, counts[:-1])
+    for depth in map(int, arguments.depths.split(",")):
+        if depth != 3:
+            add(sweep, f"BM25, {depth} passages", [h[:depth] for h in dev.hits], counts[-1:])
     if dense is not None:
-        add("dense, 3 passages", [hits[:3] for hits in dense.hits], every[-1:])
-    others = [*dev.hits[1:], dev.hits[0]]
-    add("of another question, 3 passages", [hits[:3] for hits in others], every[-1:])
-    best = f"BM25, 3 passages: {arguments.tokens} tokens"
-    conditions.sort(key=lambda condition: condition.name == best)  # what differences are of
-    answers = answers_by_parts(run, conditions, len(examples), part, arguments, progress)
-    found = scored(examples, answers)
+        add(sweep, "dense, 3 passages", [hits[:3] for hits in dense.hits], counts[-1:])
+    answers = answers_by_parts(run, [*sweep, *main], len(examples), part, arguments, progress)
+    few = {name: [texts[: arguments.sweep] for texts in of] for name, of in answers.items()}
+    found = scored(examples, {each.name: answers[each.name] for each in main})
+    found["sweep"] = scored(examples[: arguments.sweep], few)
     found["examples"] = [
         {"question": example.query.text, "gold": list(example.answers)}
         | {name: of[0][place] for name, of in answers.items()}
@@ -251,7 +262,12 @@ def answers_by_parts(
     }
     for alone in (False, True):
         for start in range(0, count, SLICE):
-            missing = [name for name in single if name not in kept(folder, start)]
+            there = kept(folder, start)
+            missing = [
+                name
+                for name, (each, _) in single.items()
+                if name not in there and len(each.prompts) > start
+            ]
             begun = folder / f"{start}-{'-'.join(seeds)}.begun"
             if not missing or (begun.exists() and not alone):
                 continue
@@ -261,12 +277,15 @@ def answers_by_parts(
                 each, place = single[name]
                 prompts = each.prompts[start : start + SLICE]
                 some.append(Condition(name, prompts, [each.tokens[place]]))
-            found = answered(run.generator, some, max_new_tokens=24, progress=progress)
+            longest = arguments.max_new_tokens
+            found = answered(run.generator, some, max_new_tokens=longest, progress=progress)
             write_json(begun.with_suffix(".json"), {name: of[0] for name, of in found.items()})
     whole = [kept(folder, start) for start in range(0, count, SLICE)]
     answers: dict[str, list[list[str]]] = {}
     for name, (each, _) in single.items():
-        answers.setdefault(each.name, []).append([text for of in whole for text in of[name]])
+        answers.setdefault(each.name, []).append(
+            [text for of in whole for text in of.get(name, ())]
+        )
     return answers
 
 

@@ -173,6 +173,8 @@ class GeneratorLists:
             folder: what was retrieved is kept there: a run that is gone on from sees the same.
             both: whether documents are encoded anew too.
         """
+        from ragkit.training.keeper import processes
+
         kept: dict[int, Sequence[ListedQuestion]] = {}
 
         def questions(encoder: BiEncoder, step: int) -> Sequence[ListedQuestion]:
@@ -181,31 +183,40 @@ class GeneratorLists:
                 return self.questions
             if period not in kept:
                 path = folder / f"lists-{period}.json"
-                if not path.exists():
-                    write_json(path, {"rows": self._retrieved(encoder, both)})
-                kept.clear()
-                kept[period] = self.judged(read_json(path)["rows"])
+                with processes(encoder.model.device).main_process_first():
+                    if not path.exists():
+                        vectors = folder / "vectors.npy" if both else None
+                        write_json(path, {"rows": self._retrieved(encoder, vectors)})
+                    kept.clear()
+                    kept[period] = self.judged(read_json(path)["rows"])
             return kept[period]
 
         return questions
 
-    def _retrieved(self, encoder: BiEncoder, both: bool) -> list[list[int]]:
-        """Return the rows that the encoder, as it is now, finds for each question."""
+    def _retrieved(self, encoder: BiEncoder, vectors: Path | None) -> list[list[int]]:
+        """Return the rows that the encoder, as it is now, finds for each question.
+
+        With a file for vectors, documents are encoded anew into it.
+        """
         from ragkit.retrievers import Bm25Retriever, DenseRetriever, HybridRetriever
         from ragkit.stores.dense import DenseStore
+        from ragkit.stores.embeddings import open_embeddings, write_embeddings
 
-        store = self.index.dense
-        if both:
-            texts = [document.contents for document in self.index.documents]
-            vectors = encoder.encode_documents(
-                texts, progress=lambda done: self.progress("encode", done, len(texts))
+        store, documents = self.index.dense, self.index.documents
+        if vectors is not None:
+            write_embeddings(
+                vectors,
+                encoder,
+                lambda start, stop: [documents[row].contents for row in range(start, stop)],
+                len(documents),
+                lambda done: self.progress("encode", done, len(documents)),
             )
-            store = DenseStore([vectors])
+            store = DenseStore([open_embeddings(vectors, len(documents))])
         retriever: Any = DenseRetriever(self.index, encoder, store=store)
         if self.by.retriever == "hybrid":
             retriever = HybridRetriever([Bm25Retriever(self.index), retriever])
         queries = [replace(each.query, id=str(n)) for n, each in enumerate(self.examples)]
-        rows = self.index.documents.rows
+        rows = documents.rows
         return [
             [rows[hit.document.id] for hit in hits]
             for hits in retriever.retrieve(queries, self.passages)
