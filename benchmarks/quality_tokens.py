@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -76,8 +75,8 @@ def main() -> None:
     arguments = parser.parse_args()
     generator = Generator.load(BASE)
     before = weights_hash(generator.model.state_dict())
-    with progress_bars() as progress, tempfile.TemporaryDirectory() as place:
-        train, dev, dense = tasks(arguments, Path(place))
+    with progress_bars() as progress:
+        train, dev, dense = tasks(arguments)
         cache = PrefixCache(generator.model, int(arguments.prefix_cache * 1e9))
         for part in arguments.parts.split(","):
             run = run_of(part, generator, train, arguments, cache)
@@ -91,13 +90,16 @@ def main() -> None:
             Console(width=120).print(found["conditions"])
 
 
-def tasks(arguments: Any, place: Path) -> tuple[Retrieved, Retrieved, Retrieved | None]:
+def tasks(arguments: Any) -> tuple[Retrieved, Retrieved, Retrieved | None]:
     """Return train and dev questions with BM25's passages, and dev with dense retrieval's."""
     folder = data_folder() / "squad"
     encoder = None if arguments.no_dense else BiEncoder.load("all-MiniLM-L6-v2")
-    documents = read_documents([folder / "corpus.jsonl.gz"])
     stores = ["bm25"] if encoder is None else ["bm25", "dense"]
-    index = Index.build(place / "kb", documents, encoder=encoder, stores=stores)
+    kb = arguments.work / f"kb-{'-'.join(stores)}"
+    if not (kb / "manifest.json").exists():
+        documents = read_documents([folder / "corpus.jsonl.gz"])
+        Index.build(kb, documents, encoder=encoder, stores=stores)
+    index = Index.open(kb)
     questions = read_questions(folder / "queries.jsonl.gz")
     bm25 = Bm25Retriever(index)
     found = []
