@@ -105,12 +105,14 @@ def _context_place(item: tuple[str, Any]) -> tuple[int, float]:
 def tokens(rows: Sequence[dict[str, Any]]) -> str:
     """Lay out quality_tokens.py's conditions, in the order of the passages that are shown."""
     measures = ("EM", "F1", "cover")
-    lines = [
-        (name, *(_mean(of[measure]) for measure in measures))
-        for row in rows
-        for name, of in sorted(row["conditions"].items(), key=_condition_place)
-    ]
-    return _table(("passages: what answers", *measures), lines)
+    lines = []
+    for row in rows:
+        found = row.get("sweep", {}).get("conditions", {}) | row["conditions"]
+        for name, of in sorted(found.items(), key=_condition_place):
+            passages, _, answers = name.partition(": ")
+            cells = (_mean(of[measure]) for measure in measures)
+            lines.append((passages, answers, *cells, str(of["EM"]["n"])))
+    return _table(("passages", "answered with", *measures, "n"), lines)
 
 
 def _condition_place(item: tuple[str, Any]) -> tuple[str, int]:
