@@ -109,7 +109,7 @@ def tokens(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         found = row.get("sweep", {}).get("conditions", {}) | row["conditions"]
         for name, of in sorted(found.items(), key=_condition_place):
-            passages, _, answers = name.partition(": ")
+            passages, _, answers = re.sub(r"\b1 (\w+)s\b", r"1 \1", name).partition(": ")
             cells = (_mean(of[measure]) for measure in measures)
             lines.append((passages, answers, *cells, str(of["EM"]["n"])))
     return _table(("passages", "answered with", *measures, "n"), lines)
