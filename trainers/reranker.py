@@ -19,7 +19,7 @@ from ragkit.types import Example, Hit, Progress, Qrels
 from .list_settings import ListSettings, check_lists, loop_of
 from .positives import train_and_dev
 from .questions import ranked
-from .reranker_results import card, results_of, saver
+from .reranker_results import card, results_of
 from .results import MARK, tables, write
 from .runs import check_state, json_values, own_device, training_state
 from .supervision import GeneratorLists, taught
@@ -86,9 +86,8 @@ def reranker(*, settings: RerankerSettings, json: bool = False) -> None:
         results = results_of(dev, seeds, learnt, progress)
         results |= {"data": data, "settings": values}
     with new_folder(settings.output, replace=settings.replace, mark=MARK) as folder:
-        models = zip(seeds, learnt, strict=True)
-        save = {str(seed): saver(model) for seed, (model, _) in models}
-        write(folder, save, results, card(results))
+        models = {str(s): each.model for s, (each, _) in zip(seeds, learnt, strict=True)}
+        write(folder, models, results, card(results))
     shutil.rmtree(state, ignore_errors=True)
     if json:
         print_json(results)

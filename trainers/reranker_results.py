@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -37,17 +36,6 @@ def results_of(
         },
         "best_seed": str(seeds[means.index(max(means))]),
     }
-
-
-def saver(model: CrossEncoder) -> Callable[[Path], None]:
-    """Return what writes a cross-encoder into a folder that any sentence-transformers loads."""
-    from ragkit.models.precision import without_bars
-
-    def save(folder: Path) -> None:
-        with without_bars():
-            model.model.save_pretrained(str(folder), create_model_card=False)
-
-    return save
 
 
 def card(results: Mapping[str, Any]) -> str:

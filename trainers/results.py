@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,22 +55,23 @@ def positive(history: History) -> dict[str, Any]:
     return values
 
 
-def write(
-    folder: Path, save: Mapping[str, Callable[[Path], None]], results: Mapping[str, Any], card: str
-) -> None:
+def write(folder: Path, models: Mapping[str, Any], results: Mapping[str, Any], card: str) -> None:
     """Write the best seed's model, all seeds' beside it if there are several, and the report.
 
     Args:
         folder: where to.
-        save: what writes the model of each seed into a folder.
+        models: of sentence-transformers, by seed.
         results: with `best_seed`.
         card: the model card.
     """
-    for seed, write_to in save.items():
-        if seed == results["best_seed"]:
-            write_to(folder)
-        if len(save) > 1:
-            write_to(folder / "seeds" / seed)
+    from ragkit.models.precision import without_bars
+
+    with without_bars():
+        for seed, model in models.items():
+            if seed == results["best_seed"]:
+                model.save_pretrained(str(folder), create_model_card=False)
+            if len(models) > 1:
+                model.save_pretrained(str(folder / "seeds" / seed), create_model_card=False)
     write_json(folder / MARK, dict(results) | {"ragkit": __version__})
     write_text(folder / "README.md", card)
 

@@ -17,7 +17,7 @@ from ragkit.types import Example, Progress, Qrels
 from .list_settings import loop_of
 from .positives import train_and_dev
 from .results import MARK, tables, write
-from .retriever_results import card, results_of, saver
+from .retriever_results import card, results_of, with_prompts
 from .retriever_settings import RetrieverSettings, check, loss_of
 from .runs import check_state, json_values, own_device, training_state
 from .supervision import GeneratorLists, taught
@@ -71,8 +71,8 @@ def retriever(*, settings: RetrieverSettings, json: bool = False) -> None:
         results |= {"data": made.data, "settings": values}
         results["base"] |= {"unchanged": base["weights"] == _weights(made.run.encoder)}
     with new_folder(settings.output, replace=settings.replace, mark=MARK) as folder:
-        save = {seed: saver(encoder) for seed, encoder in encoders.items()}
-        write(folder, save, results, card(results))
+        models = {seed: with_prompts(encoder) for seed, encoder in encoders.items()}
+        write(folder, models, results, card(results))
     shutil.rmtree(state, ignore_errors=True)
     if json:
         print_json(results)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ragkit import __version__
@@ -68,18 +67,11 @@ def results_of(
     return results, {str(seed): each for seed, each in zip(seeds, encoders, strict=True)}
 
 
-def saver(encoder: BiEncoder) -> Callable[[Path], None]:
-    """Return what writes an encoder into a folder that any sentence-transformers loads."""
-    from ragkit.models.precision import without_bars
-
-    def save(folder: Path) -> None:
-        model = encoder.model
-        prompts = {"query": encoder.query_prompt, "document": encoder.document_prompt}
-        model.prompts = {**model.prompts, **prompts}
-        with without_bars():
-            model.save_pretrained(str(folder), create_model_card=False)
-
-    return save
+def with_prompts(encoder: BiEncoder) -> Any:
+    """Return an encoder's model, to be saved with the prompts that it was trained with."""
+    prompts = {"query": encoder.query_prompt, "document": encoder.document_prompt}
+    encoder.model.prompts = {**encoder.model.prompts, **prompts}
+    return encoder.model
 
 
 def card(results: Mapping[str, Any]) -> str:

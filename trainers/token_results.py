@@ -11,6 +11,8 @@ from ragkit import __version__
 from ragkit.artefacts import write_json, write_text
 from ragkit.types import Progress
 
+from .results import interval
+
 if TYPE_CHECKING:
     from ragkit.models.virtual_tokens import VirtualTokens
     from ragkit.training.keeper import History
@@ -108,13 +110,13 @@ def tables(results: Mapping[str, Any]) -> list[Any]:
     for measure in _MEASURES:
         scores.add_column(measure, justify="right")
     for name, of in results["conditions"].items():
-        scores.add_row(name, *(_interval(of[measure]) for measure in _MEASURES))
+        scores.add_row(name, *(interval(of[measure]) for measure in _MEASURES))
     changes = Table(title="What virtual tokens change, paired by question")
     changes.add_column("difference")
     for measure in _MEASURES:
         changes.add_column(measure, justify="right")
     for name, of in results["differences"].items():
-        changes.add_row(name, *(_interval(of[measure]) for measure in _MEASURES))
+        changes.add_row(name, *(interval(of[measure]) for measure in _MEASURES))
     told = (
         "In brackets: 95 % bootstrap intervals over questions and seeds. The best step was chosen "
         "on these questions: for an unbiased figure, evaluate on others."
@@ -126,17 +128,12 @@ def _named(count: int) -> str:
     return f"{count} token{'' if count == 1 else 's'}"
 
 
-def _interval(value: Mapping[str, float]) -> str:
-    mean, low, high = (f"{value[end]:.3f}".replace("0.", ".") for end in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]"
-
-
 def card(tokens: VirtualTokens, results: Mapping[str, Any]) -> str:
     """Return the model card: what the tokens are, how they were learnt, what they changed."""
     settings, data = results["settings"], results["data"]
     lines = ["| answers with | " + " | ".join(_MEASURES) + " |", "|---|" + "---|" * len(_MEASURES)]
     for name, of in results["conditions"].items():
-        lines.append(f"| {name} | " + " | ".join(_interval(of[m]) for m in _MEASURES) + " |")
+        lines.append(f"| {name} | " + " | ".join(interval(of[m]) for m in _MEASURES) + " |")
     return CARD.format(
         count=len(tokens),
         base=tokens.base,

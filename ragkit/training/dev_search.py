@@ -6,7 +6,7 @@ they are not too many; or those that matter (relevant, or found before) among ot
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -18,10 +18,11 @@ from ..errors import DataError
 from ..evaluation.answers import cover_match
 from ..evaluation.metrics import judged_run, retrieval_measures, strictly_decreasing
 from ..models.bi_encoder import BiEncoder
+from ..splitting import parent_of
 from ..stores.dense import DenseStore
 from ..stores.embeddings import same_documents
 from ..stores.index import Index
-from ..types import Example, Progress, Qrels, Run, quiet
+from ..types import Document, Example, Progress, Qrels, Run, quiet
 
 _DEPTH = 100
 ANSWER = "answer MRR@10"
@@ -138,10 +139,8 @@ class DevSearch:
                 run[name] = dict(zip(names, values.tolist(), strict=True))
         if not self.qrels:
             return {ANSWER: [self._answer_rank(e, run[e.query.id]) for e in self.examples]}
-        ranked = strictly_decreasing(judged_run(run, self.qrels, self._pieces(run)))
-        measures = retrieval_measures(ranked, self.qrels, (1, 10, 100))
-        order = [example.query.id for example in self.examples]
-        return {name: [of[query] for query in order] for name, of in measures.items()}
+        run = {example.query.id: run[example.query.id] for example in self.examples}
+        return measured(run, self._pieces(run), self.qrels, (1, 10, 100))
 
     def _groups(self) -> list[tuple[list[int], NDArray[np.bool_] | None]]:
         """Return the questions of each filter, and the rows that pass it."""
@@ -164,9 +163,17 @@ class DevSearch:
         """Return the parents of what was found and is a piece."""
         rows = self.index.documents.rows
         names = {name for found in run.values() for name in found}
-        parents = {}
-        for name in names:
-            parent = self.index.documents[rows[name]].metadata.get("parent")
-            if isinstance(parent, str):
-                parents[name] = parent
-        return parents
+        return parents_of(self.index.documents[rows[name]] for name in names)
+
+
+def parents_of(documents: Iterable[Document]) -> dict[str, str]:
+    """Return the parent of each document that is a piece of one."""
+    found = ((document.id, parent_of(document)) for document in documents)
+    return {name: parent for name, parent in found if parent is not None}
+
+
+def measured(run: Run, parents: Mapping[str, str], qrels: Qrels, ks: Sequence[int]) -> Values:
+    """Score a run in the order of its questions, which the qrels judge all."""
+    ranked = strictly_decreasing(judged_run(run, qrels, parents))
+    measures = retrieval_measures(ranked, qrels, ks)
+    return {name: [of[query] for query in run] for name, of in measures.items()}

@@ -20,11 +20,11 @@ from sentence_transformers.cross_encoder.losses import (
 )
 
 from ..errors import ModelError, SettingsError
-from ..evaluation.metrics import judged_run, retrieval_measures, strictly_decreasing
 from ..models.cross_encoder import CrossEncoder
 from ..models.names import resolve
 from ..models.precision import without_bars
 from ..types import Document, Hit, Progress, Qrels, Query, Run, quiet
+from .dev_search import Values, measured, parents_of
 from .even import even_passes
 from .keeper import History, LoopSettings
 from .lists import DrawnList, DrawnLists, ListedQuestion, check_lists_of_two
@@ -44,9 +44,7 @@ class Ranked:
     hits: Sequence[Sequence[Hit]]
     qrels: Qrels
 
-    def values(
-        self, model: CrossEncoder | None, progress: Progress = quiet
-    ) -> dict[str, list[float]]:
+    def values(self, model: CrossEncoder | None, progress: Progress = quiet) -> Values:
         """Score the hits' order, or that by a model's scores: measure -> one value a question.
 
         A retriever's part of the relevant documents that lie deeper than the hits is lost to any
@@ -64,18 +62,11 @@ class Ranked:
             progress("rerank", len(pairs), len(pairs))
             found = [[next(values) for _ in hits] for hits in self.hits]
         run: Run = {}
-        parents: dict[str, str] = {}
         for query, hits, scores in zip(self.queries, self.hits, found, strict=True):
             order = sorted(zip(hits, scores, strict=True), key=lambda pair: -pair[1])
             run[query.id] = {hit.document.id: score for hit, score in order}
-            for hit in hits:
-                parent = hit.document.metadata.get("parent")
-                if isinstance(parent, str):
-                    parents[hit.document.id] = parent
-        ranked = strictly_decreasing(judged_run(run, self.qrels, parents))
-        measures = retrieval_measures(ranked, self.qrels, (1, 5))
-        order_of = [query.id for query in self.queries]
-        return {name: [of[query] for query in order_of] for name, of in measures.items()}
+        parents = parents_of(hit.document for hits in self.hits for hit in hits)
+        return measured(run, parents, self.qrels, (1, 5))
 
 
 @dataclass

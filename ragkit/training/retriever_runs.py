@@ -145,9 +145,9 @@ class RetrieverRun:
             model.load_state_dict(state)
             return self._encoder(model)
         model = deepcopy(learnt.model)
-        own = two_towers(self.encoder.model, self.encoder.model) if self.side == "query" else None
-        base = (own or self._adapted(self._adapter())).state_dict()
-        model.load_state_dict(averaged(base, learnt.model.state_dict(), share))
+        own = self.encoder.model
+        same = two_towers(own, own) if self.side == "query" else with_adapter(own, self._adapter())
+        model.load_state_dict(averaged(same.state_dict(), learnt.model.state_dict(), share))
         return self._encoder(model)
 
     def _encoder(self, model: SentenceTransformer) -> BiEncoder:
@@ -207,17 +207,13 @@ class RetrieverRun:
         loss = RetrieverLoss(torch.nn.Identity(), self.loss, cosine=cosine)
         return QueryAdapter(self.encoder.dimension, self.lora, loss)
 
-    def _adapted(self, adapter: QueryAdapter) -> SentenceTransformer:
-        return with_adapter(self.encoder.model, adapter)
-
     def _learn_adapter(
         self, settings: LoopSettings, folder: Path, progress: Progress
     ) -> tuple[BiEncoder, History]:
         adapter = self._adapter()
-        known: dict[str, NDArray[np.float32]] = {}
         assert self.vectors is not None and not callable(self.questions)
         texts = list(dict.fromkeys(question.text for question in self.questions))
-        known |= zip(texts, self.encoder.encode_queries(texts), strict=True)
+        known = dict(zip(texts, self.encoder.encode_queries(texts), strict=True))
         stored = self.vectors
 
         def collate(rows: Sequence[DrawnList]) -> dict[str, Any]:
@@ -238,7 +234,7 @@ class RetrieverRun:
             measure=self.dev.measure if self.dev else "",
             progress=progress,
         )
-        return self._encoder(self._adapted(adapter)), history
+        return self._encoder(with_adapter(self.encoder.model, adapter)), history
 
     def _adapter_evaluation(self, adapter: QueryAdapter) -> Callable[[], float]:
         assert self.dev is not None
