@@ -5,9 +5,9 @@
 
 Trained on SQuAD's train questions with BM25's passages, the best step chosen on 100 more of them,
 evaluated on dev. Each part is a way to train; what is learnt is kept in `--work` and gone on from.
-Its table: the prompt alone, unplugged, and all tokens, with 3 passages by BM25 and with another
-question's, which tells learning to read from learning to answer briefly. On the first `--sweep`
-questions other numbers of tokens too, 0, 1 and 5 passages, and 3 by dense retrieval.
+Its table: the prompt alone, unplugged, and all tokens, with `--shown` passages by BM25 and with
+another question's, which tells learning to read from learning to answer briefly. On the first
+`--sweep` questions other numbers of tokens too, other numbers of passages, and dense retrieval's.
 """
 
 from __future__ import annotations
@@ -49,13 +49,14 @@ WAYS: dict[str, dict[str, Any]] = {
     "prompt-tuning": {"placement": "start", "fixed": True},
 }
 CHOOSING = 48  # questions that choose the best step
-SLICE = 25  # questions that are answered at a time
+SLICE = 20  # questions that are answered at a time
 
 
 def main() -> None:
     """Train and evaluate the parts, and write a table of each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parts", default="middle")
+    parser.add_argument("--name", default="tokens/middle", help="of the results")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--train", type=int, default=2000)
     parser.add_argument("--dev", type=int, default=500)
@@ -64,11 +65,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=750)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--learning-rates", default="5e-3", help="tried with the first seed")
-    parser.add_argument("--counts", default="1,5,10,50", help="tokens used, at 3 passages")
-    parser.add_argument("--depths", default="0,1,3,5", help="passages shown in the evaluation")
+    parser.add_argument("--evaluations", type=int, default=10, help="while training")
+    parser.add_argument("--shown", type=int, default=3, help="passages in the evaluation")
+    parser.add_argument("--counts", default="1,5,10,50", help="tokens used")
+    parser.add_argument("--depths", default="0,1,3,5", help="other numbers of passages")
     parser.add_argument("--sweep", type=int, default=100, help="questions of other k and depths")
     parser.add_argument("--max-new-tokens", type=int, default=16)
     parser.add_argument("--no-dense", action="store_true")
+    parser.add_argument("--bare", action="store_true", help="answer with all tokens alone")
     parser.add_argument("--prefix-cache", type=float, default=8.0, help="GB")
     parser.add_argument("--work", type=Path, default=Path("tokens-work"))
     parser.add_argument("--probes", type=int, default=0, help="items of each general probe")
@@ -78,16 +82,21 @@ def main() -> None:
     with progress_bars() as progress:
         train, dev, dense = tasks(arguments)
         cache = PrefixCache(generator.model, int(arguments.prefix_cache * 1e9))
+        rows: list[dict[str, Any]] = []
+        ways: dict[str, list[list[str]]] = {}
         for part in arguments.parts.split(","):
             run = run_of(part, generator, train, arguments, cache)
             learnt, training = learnt_by_seed(run, part, arguments, progress)
-            found = table(run, part, learnt, dev, dense, arguments, progress)
+            found, ways[part] = table(run, part, learnt, dev, dense, arguments, progress)
             found["training"] = training
             found["base unchanged"] = before == weights_hash(generator.model.state_dict())
             found["probes"] = probes(generator, arguments)
-            used = {name: str(value) for name, value in vars(arguments).items() if name != "work"}
-            save(f"tokens/{part}", [found], used)
-            Console(width=120).print(found["conditions"])
+            Console(width=120).print(part, found["conditions"])
+            rows.append({"way": part} | found)
+    if len(ways) > 1:  # differences are of the first one
+        rows.append({"way": "all"} | scored(dev.examples, dict(reversed(ways.items()))))
+    used = {name: str(value) for name, value in vars(arguments).items() if name != "work"}
+    save(arguments.name, rows, used)
 
 
 def tasks(arguments: Any) -> tuple[Retrieved, Retrieved, Retrieved | None]:
@@ -175,7 +184,7 @@ def learn(
             steps=arguments.steps,
             batch=arguments.batch,
             learning_rate=rate,
-            evaluate_every=max(1, arguments.steps // 10),
+            evaluate_every=max(1, arguments.steps // arguments.evaluations),
             seed=seed,
         )
         fixed = WAYS[part].get("fixed", False)
@@ -195,8 +204,8 @@ def table(
     dense: Retrieved | None,
     arguments: Any,
     progress: Progress,
-) -> dict[str, Any]:
-    """Answer the dev questions in all conditions in one call, which reads passages once."""
+) -> tuple[dict[str, Any], list[list[str]]]:
+    """Answer the dev questions in all conditions, and by all tokens [seeds, questions]."""
     examples = dev.examples
     plain = GeneratorReader(run.generator, style="spring", context_tokens=1024)
     main: list[Condition] = []
@@ -210,7 +219,7 @@ def table(
             pairs = pairs[: arguments.sweep]
         prompts = [run.prompt(example.query, shown) for example, shown in pairs]
         told = [plain.prompt(example.query, shown) for example, shown in pairs]
-        if name not in {each.name.rpartition(":")[0] for each in main}:
+        if not arguments.bare and name not in {each.name.rpartition(":")[0] for each in main}:
             to.append(Condition(f"{name}: prompt only", told))
         if to is main and 0 in counts:
             to.append(Condition(f"{name}: unplugged", prompts))
@@ -219,26 +228,34 @@ def table(
             to.append(Condition(f"{name}: {count} tokens", prompts, chosen))
 
     counts = [int(count) for count in arguments.counts.split(",")]
-    shown = [hits[:3] for hits in dev.hits]
+    depth, rest = arguments.shown, [int(m) for m in arguments.depths.split(",") if m]
+    shown = [hits[:depth] for hits in dev.hits]
     others = [*shown[1:], shown[0]]
-    add(main, "of another question, 3 passages", others, counts[-1:])
-    add(main, "BM25, 3 passages", shown, [0, counts[-1]])  # the last one: differences are of it
-    add(sweep, "BM25, 3 passages", shown, counts[:-1])
-    for depth in map(int, arguments.depths.split(",")):
-        if depth != 3:
-            add(sweep, f"BM25, {depth} passages", [h[:depth] for h in dev.hits], counts[-1:])
-    if dense is not None:
-        add(sweep, "dense, 3 passages", [hits[:3] for hits in dense.hits], counts[-1:])
+    name = f"BM25, {depth} passages"
+    if not arguments.bare:
+        add(main, f"of another question, {depth} passages", others, counts[-1:])
+    # The last one: differences are of it.
+    add(main, name, shown, counts[-1:] if arguments.bare else [0, counts[-1]])
+    if arguments.sweep:
+        add(sweep, name, shown, counts[:-1])
+        for other in rest:
+            if other != depth:
+                hits = [of[:other] for of in dev.hits]
+                add(sweep, f"BM25, {other} passages", hits, counts[-1:])
+        if dense is not None:
+            hits = [of[:depth] for of in dense.hits]
+            add(sweep, f"dense, {depth} passages", hits, counts[-1:])
     answers = answers_by_parts(run, [*sweep, *main], len(examples), part, arguments, progress)
-    few = {name: [texts[: arguments.sweep] for texts in of] for name, of in answers.items()}
     found = scored(examples, {each.name: answers[each.name] for each in main})
-    found["sweep"] = scored(examples[: arguments.sweep], few)
+    if arguments.sweep:
+        few = {name: [texts[: arguments.sweep] for texts in of] for name, of in answers.items()}
+        found["sweep"] = scored(examples[: arguments.sweep], few)
     found["examples"] = [
         {"question": example.query.text, "gold": list(example.answers)}
         | {name: of[0][place] for name, of in answers.items()}
         for place, example in enumerate(examples[:5])
     ]
-    return found
+    return found, answers[main[-1].name]
 
 
 def answers_by_parts(
