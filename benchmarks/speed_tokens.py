@@ -4,8 +4,8 @@
 
 The ways, in turn on the same rows (SQuAD questions, BM25 passages, SmolLM2):
 ragkit      the frozen prefix: passages read without gradients, then kept; logits at labels alone
-recipe      SPRING's published recipe, from its description: padded to 600 tokens, gradients through
-            everything, logits everywhere
+recipe      SPRING's published recipe, from its description: passages cut so that a row takes 600
+            tokens, and padded to them; gradients through everything, logits everywhere
 dynamic     the same, padded to the longest row
 peft        peft's prompt tuning: tokens before everything, padded to the longest row
 """
@@ -67,7 +67,7 @@ def rows_of(generator: Generator, arguments: Any) -> list[list[TokenRow]]:
         documents = read_documents([folder / "corpus.jsonl.gz"])
         index = Index.build(Path(place) / "kb", documents, stores=["bm25"])
         hits = Bm25Retriever(index).retrieve([e.query for e in examples], arguments.passages)
-    reader = GeneratorReader(generator, style="virtual-tokens", context_tokens=1024)
+    reader = GeneratorReader(generator, style="virtual-tokens", context_tokens=LONGEST - TOKENS)
     answers = tuple(len(example.answers) for example in examples)
     draws = Draws(answers, arguments.batches, arguments.batch, (1, arguments.passages), TOKENS)
     ends = end_ids(generator.model, generator.tokenizer)
@@ -198,28 +198,40 @@ def spent(fresh: TokenTrainee, kept: TokenTrainee, batches: list[list[TokenRow]]
 
 def limit(
     model: Any, batches: list[list[TokenRow]], seconds: dict[str, list[float]]
-) -> dict[str, float]:
-    """Return how far the arithmetic of a kept step is from a plain matrix product's speed.
+) -> dict[str, Any]:
+    """Return how far the arithmetic of a step is from a plain matrix product's speed.
 
-    A weight costs 2 operations a token forward, and 2 back (its own gradient is not made).
+    A weight costs 2 operations a token forward, and 2 back (its own gradient is not made); the
+    recipe makes logits of all tokens too. What a first epoch could gain if every way ran at the
+    same speed is the ratio of their operations.
     """
     weights = sum(p.numel() for n, p in model.named_parameters() if "embed" not in n)
-    size = max(r.tokens + len(r.after) + len(r.answer) - 1 for r in batches[0])
-    operations = 0.0
-    for rows in batches:
-        size = max(row.tokens + len(row.after) + len(row.answer) - 1 for row in rows)
-        operations += 4.0 * weights * len(rows) * size
+    head = model.get_input_embeddings().weight.numel()
+    rows = [row for batch in batches for row in batch]
+    sizes = [row.tokens + len(row.after) + len(row.answer) - 1 for row in rows]
+    later = 4.0 * weights * sum(sizes)
+    first = later + 2.0 * weights * sum(len(row.before) for row in rows)
+    recipe = 4.0 * (weights + head) * LONGEST * len(rows)
     one, other = torch.randn(512, 2048), torch.randn(2048, 2048)
     (one @ other).sum()
     started = time.perf_counter()
     for _ in range(20):
         one @ other
     peak = 20 * 2 * 512 * 2048 * 2048 / (time.perf_counter() - started)
-    reached = operations / statistics.median(seconds["ragkit, prefixes kept"])
+    reached = {
+        name: operations / statistics.median(seconds[name])
+        for name, operations in (
+            ("ragkit", first),
+            ("ragkit, prefixes kept", later),
+            ("recipe", recipe),
+        )
+    }
     return {
         "GFLOP/s of a matrix product": peak / 1e9,
-        "GFLOP/s of a kept step": reached / 1e9,
-        "share of the limit": reached / peak,
+        "GFLOP/s of a kept step": reached["ragkit, prefixes kept"] / 1e9,
+        "share of the limit": {name: speed / peak for name, speed in reached.items()},
+        "operations, recipe to first epoch": recipe / first,
+        "operations, recipe to later epochs": recipe / later,
     }
 
 

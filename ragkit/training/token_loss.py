@@ -11,13 +11,14 @@ import torch
 from torch.utils.data import Dataset
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ..models.precision import pad
+from ..models.precision import batches, pad
 from ..models.prefix_cache import PrefixCache
 from ..models.prompt_ids import PromptIds
 from ..models.splice import spliced, without_virtual
 from .draws import Draw, Draws
 
 IGNORED = -100  # the label of a place that is not scored
+_PASS = {"cpu": 128}  # padded tokens in a pass through the model, for which gradients are kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +161,24 @@ class TokenTrainee(torch.nn.Module):
             labels: int64 of shape [rows, longest answer], `IGNORED` before shorter answers.
             num_items_in_batch: the labels of a whole step, over all processes.
         """
+        count = labels.ne(IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        sizes = [row.tokens + len(row.after) + len(row.answer) - 1 for row in batch.rows]
+        # Rows of like length in a pass: on a CPU, what is saved in padding is saved in time.
+        parts = list(batches(sizes, _PASS.get(self.frozen[0].device.type, sum(sizes) ** 2)))
+        losses = [
+            answer_loss(
+                self._logits([batch.rows[place] for place in places], labels.shape[1]),
+                labels[places],
+                count,
+            )
+            for places in parts
+        ]
+        return {"loss": torch.stack(losses).sum()}
+
+    def _logits(self, rows: Sequence[TokenRow], places: int) -> torch.Tensor:
+        """Return the last `places` logits of rows: [rows, places, vocabulary]."""
         model, prefixes = self.frozen
-        device, rows = model.device, batch.rows
+        device = model.device
         first = int(model.get_input_embeddings().weight.shape[0])
         suffixes = [
             [*range(first, first + row.tokens), *row.after, *row.answer[:-1]] for row in rows
@@ -184,12 +201,12 @@ class TokenTrainee(torch.nn.Module):
             _, before = pad(befores, 0, left=True, device=device)
             mask = torch.cat([before, mask], dim=1)
         with spliced(model, self.tokens, first=ids):
-            logits = model(
+            logits: torch.Tensor = model(
                 input_ids=without_virtual(model, ids, 0),
                 attention_mask=mask,
                 position_ids=(mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :],
                 past_key_values=cache,
                 use_cache=cache is not None,
-                logits_to_keep=labels.shape[1],
+                logits_to_keep=places,
             ).logits
-        return {"loss": answer_loss(logits, labels, num_items_in_batch)}
+        return logits
