@@ -6,7 +6,9 @@
 
 Each part trains by `ragkit-train` on the train questions of a set (squadshifts_reddit), chooses on
 dev, and looks at test once. What is trained is kept in `--work` and not trained again. lsr has the
-answers alone, no qrels. Hybrid's weight is chosen on dev for each encoder.
+answers alone, no qrels. Hybrid's weight is chosen on dev for each encoder. A set without test is
+tested on its dev, and chooses on questions on a tenth of the documents of train; one that has dev
+alone is split by what stands before # in documents' ids: their site.
 """
 
 from __future__ import annotations
@@ -27,7 +29,13 @@ from rich.table import Table
 
 from ragkit import Index, Query
 from ragkit.console import run
-from ragkit.corpus import read_documents, read_qrels, read_questions, write_questions
+from ragkit.corpus import (
+    read_documents,
+    read_qrels,
+    read_questions,
+    write_qrels,
+    write_questions,
+)
 from ragkit.evaluation.metrics import retrieval_measures, strictly_decreasing
 from ragkit.evaluation.statistics import bootstrap_means, paired_differences
 from ragkit.models import BiEncoder, CrossEncoder
@@ -66,7 +74,7 @@ def main() -> None:
             part, arguments
         )
         used = {name: str(value) for name, value in vars(arguments).items() if name != "work"}
-        save(f"training/{part}", rows, used)
+        save(f"adaptation/{arguments.set}-{part}", rows, used)
         for row in rows:
             show(row)
 
@@ -83,10 +91,34 @@ class Task:
             documents = read_documents([self.folder / "corpus.jsonl.gz"])
             Index.build(self.kb, documents, encoder=BiEncoder.load(BASE))
         self.questions = {e.query.id: e for e in read_questions(self.folder / "queries.jsonl.gz")}
+        self.splits = self.folder / "qrels"
+        if not (self.splits / "test.tsv").exists():
+            self.splits = self.work / "qrels"
+            self.splits.mkdir(exist_ok=True)
+            for split, qrels in self.split().items():
+                write_qrels(self.splits / f"{split}.tsv", qrels, "beir")
+
+    def split(self) -> dict[str, Qrels]:
+        """Return train, dev and test of a set that has no test: by document, or by site."""
+        given = {path.stem: read_qrels(path) for path in (self.folder / "qrels").glob("*.tsv")}
+        if "train" in given:
+            groups = {name: min(grades) for name, grades in given["train"].items()}
+            shares, splits = (0.9, 1.0), {"test": given["dev"]}
+        else:
+            groups = {name: min(grades).partition("#")[0] for name, grades in given["dev"].items()}
+            shares, splits = (0.6, 0.7), {}
+        asked = given.get("train", given["dev"])
+        names = sorted(set(groups.values()))
+        order = dict(zip(Random(0).sample(names, len(names)), range(len(names)), strict=True))
+        for name, grades in asked.items():
+            place = order[groups[name]] / len(order)
+            split = "train" if place < shares[0] else "dev" if place < shares[1] else "test"
+            splits.setdefault(split, {})[name] = grades
+        return splits
 
     def qrels(self, split: str, limit: int | None = None) -> Qrels:
         """Return the judgements of a split, or of some of its questions drawn at random."""
-        qrels = read_qrels(self.folder / "qrels" / f"{split}.tsv")
+        qrels = read_qrels(self.splits / f"{split}.tsv")
         if limit is None or limit >= len(qrels):
             return qrels
         return {name: qrels[name] for name in Random(0).sample(sorted(qrels), limit)}
@@ -98,7 +130,7 @@ class Task:
     def examples(self, kind: str) -> list[str]:
         """Return the options that name the questions: with mined negatives, or answers alone."""
         path = self.work / f"{kind}.jsonl"
-        splits = self.folder / "qrels"
+        splits = self.splits
         if kind == "answers" and not path.exists():
             asked = [self.questions[name] for name in self.qrels("train")]
             write_questions(path, [e for e in asked if e.answers])
