@@ -47,12 +47,15 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--passages", type=int, default=5, help="drawn from 1 to this")
+    parser.add_argument("--every", type=int, default=50, help="question: 1 takes whole articles")
+    parser.add_argument("--peers", default="recipe,dynamic,peft")
+    parser.add_argument("--name", default="training/tokens", help="of the results")
     arguments = parser.parse_args()
     generator = Generator.load("SmolLM2-135M-Instruct", precision="fp32")
     batches = rows_of(generator, arguments)
-    row = measure(generator, batches, arguments.rounds)
+    row = measure(generator, batches, arguments.rounds, arguments.peers.split(","))
     settings = vars(arguments) | {"tokens": TOKENS, "precision": "fp32"}
-    save("training/tokens", [row], settings | {"threads": torch.get_num_threads()})
+    save(arguments.name, [row], settings | {"threads": torch.get_num_threads()})
     Console().print(row)
 
 
@@ -62,7 +65,9 @@ def rows_of(generator: Generator, arguments: Any) -> list[list[TokenRow]]:
     judged = read_qrels(folder / "qrels" / "train.tsv")
     questions = read_questions(folder / "queries.jsonl.gz")
     count = arguments.batch * arguments.batches
-    examples = [e for e in questions if e.query.id in judged][: 50 * count : 50]
+    examples = [e for e in questions if e.query.id in judged][
+        : arguments.every * count : arguments.every
+    ]
     with tempfile.TemporaryDirectory() as place:
         documents = read_documents([folder / "corpus.jsonl.gz"])
         index = Index.build(Path(place) / "kb", documents, stores=["bm25"])
@@ -81,12 +86,14 @@ def rows_of(generator: Generator, arguments: Any) -> list[list[TokenRow]]:
     return [rows[at : at + arguments.batch] for at in range(0, len(rows), arguments.batch)]
 
 
-def measure(generator: Generator, batches: list[list[TokenRow]], rounds: int) -> dict[str, Any]:
+def measure(
+    generator: Generator, batches: list[list[TokenRow]], rounds: int, peers: Sequence[str]
+) -> dict[str, Any]:
     """Time the ways over the same batches, and compare their gradients."""
     model = generator.model
     start = start_rows(model, generator.tokenizer, TOKENS)
-    kept = TokenTrainee(model, start, PrefixCache(model, 4 * 10**9))
-    fresh = TokenTrainee(model, start, PrefixCache(model, 0))
+    kept = TokenTrainee(model, start, anew(model))
+    fresh = TokenTrainee(model, start, anew(model))
     tokens = torch.nn.Parameter(start.clone())
     tuned = PromptTuningTrainee(model, start)
 
@@ -97,25 +104,36 @@ def measure(generator: Generator, batches: list[list[TokenRow]], rounds: int) ->
 
         return run
 
-    ways = {
-        "ragkit": epoch(lambda rows: fresh(**collate(rows))["loss"]),
-        "ragkit, prefixes kept": epoch(lambda rows: kept(**collate(rows))["loss"]),
+    def first() -> None:
+        fresh.frozen = model, anew(model)
+        epoch(lambda rows: fresh(**collate(rows))["loss"])()
+
+    others = {
         "recipe": epoch(lambda rows: whole(model, tokens, rows, LONGEST)),
         "dynamic": epoch(lambda rows: whole(model, tokens, rows, 0)),
         "peft": epoch(lambda rows: tuned(**collate(rows))["loss"]),
     }
-    seconds = side_by_side(ways, rounds)
+    ways = {"ragkit": first, "ragkit, prefixes kept": epoch(lambda r: kept(**collate(r))["loss"])}
+    seconds = side_by_side(ways | {name: others[name] for name in peers}, rounds)
     found: dict[str, Any] = {
         "seconds a step": {
             name: statistics.median(values) / len(batches) for name, values in seconds.items()
         },
         "rounds": seconds,
     }
-    for peer in ("recipe", "dynamic", "peft"):
+    for peer in peers:
         found[f"first epoch, against {peer}"] = ratio(seconds, "ragkit", peer)
         found[f"later epochs, against {peer}"] = ratio(seconds, "ragkit, prefixes kept", peer)
-    found |= gradients(kept, model, start, batches[0])
-    return found | spent(fresh, kept, batches) | limit(model, batches, seconds)
+    fresh.frozen = model, anew(model)
+    found |= gradients(kept, model, start, batches[0]) | spent(fresh, kept, batches)
+    read = fresh.frozen[1].read_tokens
+    found["tokens before"] = [sum(len(r.before) for rows in batches for r in rows), read]
+    return found | limit(model, batches, seconds, read)
+
+
+def anew(model: Any) -> PrefixCache:
+    """Return an empty cache, with room for all that is read."""
+    return PrefixCache(model, 4 * 10**9)
 
 
 def whole(model: Any, tokens: torch.Tensor, rows: Sequence[TokenRow], width: int) -> torch.Tensor:
@@ -197,7 +215,7 @@ def spent(fresh: TokenTrainee, kept: TokenTrainee, batches: list[list[TokenRow]]
 
 
 def limit(
-    model: Any, batches: list[list[TokenRow]], seconds: dict[str, list[float]]
+    model: Any, batches: list[list[TokenRow]], seconds: dict[str, list[float]], read: int
 ) -> dict[str, Any]:
     """Return how far the arithmetic of a step is from a plain matrix product's speed.
 
@@ -210,7 +228,7 @@ def limit(
     rows = [row for batch in batches for row in batch]
     sizes = [row.tokens + len(row.after) + len(row.answer) - 1 for row in rows]
     later = 4.0 * weights * sum(sizes)
-    first = later + 2.0 * weights * sum(len(row.before) for row in rows)
+    first = later + 2.0 * weights * read
     recipe = 4.0 * (weights + head) * LONGEST * len(rows)
     one, other = torch.randn(512, 2048), torch.randn(2048, 2048)
     (one @ other).sum()

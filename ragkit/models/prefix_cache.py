@@ -2,7 +2,7 @@
 
 The model is causal and frozen, so that they depend on no virtual token: they are read once,
 without gradients. Of passages in the order of their ranks, the first m begin as the first m + 1
-do: one reading serves every m.
+do: one reading serves every m. Questions that have the same first passages share their reading.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from ..errors import ModelError
 from .prefixes import Layers, common_length, extend, keeps_every_token, stack
 
 _log = logging.getLogger(__name__)
+
+_STRIDE = 32  # tokens: prefixes are known by their first 32, 64, …, to find one that begins alike
 
 
 class PrefixCache:
@@ -51,6 +53,7 @@ class PrefixCache:
         self._model = model
         self._left = budget
         self._kept: dict[Hashable, tuple[tuple[int, ...], Layers | Path]] = {}
+        self._starts: dict[int, Hashable] = {}
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         if folder is not None:
             self._folder = tempfile.TemporaryDirectory(dir=folder, prefix="prefixes.")
@@ -88,6 +91,8 @@ class PrefixCache:
     def _layers(self, key: Hashable, ids: tuple[int, ...]) -> Layers:
         had, kept = self._kept.get(key, ((), []))
         common = common_length(had, ids)
+        if common < len(ids):
+            common, kept = self._alike(ids, common, kept)
         layers = self._opened(kept, common)
         if common < len(ids):
             layers = extend(self._model, layers, ids, common)
@@ -95,6 +100,18 @@ class PrefixCache:
         if key is not None and len(ids) > len(had):
             self._keep(key, ids, layers, len(had))
         return layers
+
+    def _alike(
+        self, ids: tuple[int, ...], common: int, kept: Layers | Path
+    ) -> tuple[int, Layers | Path]:
+        """Return what is kept of any prefix that begins as `ids` do for longer than `common`."""
+        for length in range(len(ids) // _STRIDE * _STRIDE, common, -_STRIDE):
+            key = self._starts.get(hash(ids[:length]))
+            if key in self._kept:
+                other, layers = self._kept[key]
+                if (alike := common_length(other, ids)) > common:
+                    return alike, layers
+        return common, kept
 
     def _opened(self, kept: Layers | Path, length: int) -> Layers:
         """Return the first `length` tokens' keys and values, on the model's device."""
@@ -124,6 +141,8 @@ class PrefixCache:
             _log.warning("No more prefixes are kept: %s", error)
             self._left = 0
             return
+        for length in range(_STRIDE, len(ids) + 1, _STRIDE):
+            self._starts.setdefault(hash(ids[:length]), key)
         self._left -= cost
         self.kept_tokens += len(ids) - before
 
@@ -142,5 +161,6 @@ class PrefixCache:
     def close(self) -> None:
         """Forget everything, on disk too."""
         self._kept.clear()
+        self._starts.clear()
         if self._folder is not None:
             self._folder.cleanup()

@@ -134,6 +134,18 @@ def test_the_cache_keeps_to_its_budget(tiny):
     assert cache.read_tokens == 8 + 3  # b did not fit, and is read again
 
 
+def test_questions_on_the_same_first_passages_share_their_reading(tiny):
+    cache, shared = PrefixCache(tiny, 10**9), tuple(range(3, 73))
+    cache.rows(["a"], [(*shared, 80, 81)])
+    found = cache.rows(["b"], [(*shared, 90)])
+    assert cache.read_tokens == 72 + 1
+    fresh = tiny(torch.tensor([[*shared, 90]]), use_cache=True).past_key_values
+    for mine, its in zip(found.layers, fresh.layers, strict=True):
+        torch.testing.assert_close(mine.keys, its.keys, atol=1e-5, rtol=0)
+    cache.rows(["c"], [(4, *shared[1:])])  # another beginning
+    assert cache.read_tokens == 73 + 70
+
+
 def test_a_model_without_spliced_ids_is_the_base_bit_for_bit(tiny):
     ids = torch.tensor([[3, 4, 5, 6]])
     expected = tiny(ids).logits
