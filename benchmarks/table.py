@@ -3,7 +3,7 @@
     python benchmarks/table.py --write     # or --check, which fails where README differs
 
 README marks each place with `<!-- benchmark:NAME -->` and `<!-- /benchmark -->`; NAME is
-retrieval, reading, contexts, tokens or speed.
+retrieval, reading, contexts, tokens, ways or speed.
 """
 
 from __future__ import annotations
@@ -115,11 +115,52 @@ def tokens(rows: Sequence[dict[str, Any]]) -> str:
     return _table(("passages", "answered with", *measures, "n"), lines)
 
 
+WAYS = {
+    "middle": "passages, tokens, question",
+    "last": "passages, question, tokens",
+    "front": "tokens, passages, question",
+    "fixed": "passages, tokens, question; all tokens in each step",
+    "prompt-tuning": "tokens before all (peft's prompt tuning)",
+}
+
+
+def ways(rows: Sequence[dict[str, Any]]) -> str:
+    """Lay out the ways to learn of quality_tokens.py, and how far they are from the first one."""
+    measures = ("EM", "F1", "cover")
+    plain = next(row["conditions"] for row in rows if len(row["conditions"]) > 1)
+    lines = [
+        (title, *(_mean(of[m]) for m in measures), "", str(of["EM"]["n"]))
+        for title in ("prompt only", "unplugged")
+        for name, of in plain.items()
+        if name.endswith(f": {title}") and not name.startswith("of another")
+    ]
+    compared = next(row for row in rows if row["way"] == "all")
+    for way, of in compared["conditions"].items():
+        away = [v for name, v in compared["differences"].items() if name.endswith(f" - {way}")]
+        cells = [_mean(of[m]) for m in measures]
+        lines.append((WAYS[way], *cells, _mean(away[0]["EM"]) if away else "", str(of["EM"]["n"])))
+    return _table(("order", *measures, "EM of the first order, less this", "n"), lines)
+
+
 def _condition_place(item: tuple[str, Any]) -> tuple[str, int]:
     """Order conditions by their passages, and within them by how many tokens are used."""
     passages, _, answers = item[0].partition(": ")
     count = re.match(r"\d+", answers)
     return passages, int(count[0]) if count else -len(answers)
+
+
+def adaptation(rows: Sequence[dict[str, Any]]) -> str:
+    """Lay out quality_training.py's systems, each once, with what it gained on its base."""
+    lines: dict[tuple[str, str], tuple[str, ...]] = {}
+    for row in rows:
+        for system, of in row["systems"].items():
+            gains = [v for n, v in row["differences"].items() if n.startswith(f"{system} - ")]
+            gain = _mean(gains[0]["nDCG@10"]) if gains else ""
+            cells = [_mean(of[measure]) for measure in ("nDCG@10", "recall@10")]
+            line = row["set"], system, *cells, gain, str(of["nDCG@10"]["n"])
+            lines.setdefault((row["set"], system), line)
+    head = ("set", "system", "nDCG@10", "recall@10", "nDCG@10 gained", "n")
+    return _table(head, sorted(lines.values(), key=lambda line: line[0]))
 
 
 def speed(rows: Sequence[dict[str, Any]]) -> str:
@@ -154,6 +195,8 @@ TABLES: dict[str, Callable[[Sequence[dict[str, Any]]], str]] = {
     "reading": reading,
     "contexts": contexts,
     "tokens": tokens,
+    "ways": ways,
+    "adaptation": adaptation,
     "speed": speed,
 }
 
