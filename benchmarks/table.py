@@ -127,7 +127,7 @@ WAYS = {
 def ways(rows: Sequence[dict[str, Any]]) -> str:
     """Lay out the ways to learn of quality_tokens.py, and how far they are from the first one."""
     measures = ("EM", "F1", "cover")
-    plain = next(row["conditions"] for row in rows if len(row["conditions"]) > 1)
+    plain = max((row["conditions"] for row in rows if row["way"] != "all"), key=len)
     lines = [
         (title, *(_mean(of[m]) for m in measures), "", str(of["EM"]["n"]))
         for title in ("prompt only", "unplugged")
