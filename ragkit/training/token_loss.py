@@ -165,14 +165,12 @@ class TokenTrainee(torch.nn.Module):
         sizes = [row.tokens + len(row.after) + len(row.answer) - 1 for row in batch.rows]
         # Rows of like length in a pass: on a CPU, what is saved in padding is saved in time.
         parts = list(batches(sizes, _PASS.get(self.frozen[0].device.type, sum(sizes) ** 2)))
-        losses = [
-            answer_loss(
-                self._logits([batch.rows[place] for place in places], labels.shape[1]),
-                labels[places],
-                count,
-            )
-            for places in parts
-        ]
+        losses = []
+        for places in parts:
+            rows = [batch.rows[place] for place in places]
+            longest = max(len(row.answer) for row in rows)
+            logits = self._logits(rows, longest)
+            losses.append(answer_loss(logits, labels[places, -longest:], count))
         return {"loss": torch.stack(losses).sum()}
 
     def _logits(self, rows: Sequence[TokenRow], places: int) -> torch.Tensor:

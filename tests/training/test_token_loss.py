@@ -8,6 +8,7 @@ from ragkit.errors import ModelError
 from ragkit.models.precision import weights_hash
 from ragkit.models.prefix_cache import PrefixCache
 from ragkit.models.splice import VirtualIds, spliced
+from ragkit.training import token_loss
 from ragkit.training.token_loss import TokenRow, TokenTrainee, collate
 
 COUNT, SIZE = 6, 32
@@ -72,6 +73,16 @@ def test_a_batch_of_four_is_four_batches_of_one(tiny):
     trainee = TokenTrainee(tiny, start(), PrefixCache(tiny, 0))
     whole = trainee(**collate(rows()), num_items_in_batch=10)["loss"]
     apart = [trainee(**collate([row]), num_items_in_batch=10)["loss"] for row in rows()]
+    torch.testing.assert_close(whole, sum(apart), atol=1e-6, rtol=0)
+
+
+def test_a_long_answer_beside_rows_shorter_than_it(tiny, monkeypatch):
+    monkeypatch.setitem(token_loss._PASS, "cpu", 8)  # rows of 7 and of 2 are read apart
+    long = TokenRow("a", (5, 6), 1, (10,), (12, 13, 14, 15, 16, 2))
+    short = TokenRow("b", (5, 6, 7), 1, (), (12, 2))
+    trainee = TokenTrainee(tiny, start(), PrefixCache(tiny, 0))
+    whole = trainee(**collate([long, short]), num_items_in_batch=8)["loss"]
+    apart = [trainee(**collate([row]), num_items_in_batch=8)["loss"] for row in (long, short)]
     torch.testing.assert_close(whole, sum(apart), atol=1e-6, rtol=0)
 
 
