@@ -16,6 +16,9 @@ from .runs import own_device, whole_numbers
 if TYPE_CHECKING:
     from ragkit.training.keeper import LoopSettings
 
+SWEPT = (0.25, 0.5, 0.75, 1.0)
+"""The shares of the learnt weights that `--average sweep` tries."""
+
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +60,9 @@ class ListSettings:
     """What the scores of teacher or generator are divided by."""
     seeds: str = "0"
     """Seeds, such as 0,1,2: each is learnt apart; the best on dev is kept."""
+    average: str = "1"
+    """The share of what was learnt in the average with the base: above 0, up to 1; or sweep, which
+    takes the best on dev."""
     epochs: float = 1.0
     """Passes through the questions."""
     steps: int | None = None
@@ -92,14 +98,17 @@ class ListSettings:
 
 def check_lists(
     settings: ListSettings, objective: str, least: dict[str, int], uses: dict[str, set[str]]
-) -> list[int]:
-    """Refuse what could not work, before any work is done, and return the seeds.
+) -> tuple[list[int], list[float]]:
+    """Refuse what could not work, before any work is done.
 
     Args:
         settings: the settings.
         objective: what is learnt.
         least: the least values of settings that others lack.
         uses: settings that some objectives alone have a use for, and which these are.
+
+    Returns:
+        the seeds, and the shares of the learnt weights that are tried.
 
     Raises:
         SettingsError: naming the option.
@@ -126,7 +135,19 @@ def check_lists(
     from ragkit.training.keeper import processes
 
     loop_of(settings, 1, 0, 1e-4).passes(processes(own_device(settings.device)).num_processes)
-    return whole_numbers(settings.seeds, "--seeds")
+    return whole_numbers(settings.seeds, "--seeds"), _shares(settings.average)
+
+
+def _shares(text: str) -> list[float]:
+    if text == "sweep":
+        return list(SWEPT)
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 < share <= 1:
+        raise SettingsError(f"--average {text!r}: expected a share above 0, up to 1, or sweep")
+    return [share]
 
 
 def loop_of(settings: ListSettings, questions: int, seed: int, rate: float) -> LoopSettings:

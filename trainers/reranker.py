@@ -74,20 +74,19 @@ def reranker(*, settings: RerankerSettings, json: bool = False) -> None:
     from ragkit.training.keeper import processes
 
     check_output(settings.output, settings.replace, MARK)
-    seeds = check(settings)
+    seeds, shares = check(settings)
     with training_state(settings.output) as state, progress_bars() as progress:
         device = own_device(settings.device)
         run, dev, data = prepared(settings, str(device), progress)
         values = json_values(settings)
-        check_state(state, values, data)
+        check_state(state, values, data, {"average"})
         learnt = [_learn(run, settings, seed, state, progress) for seed in seeds]
         if not processes(device).is_main_process:
             return
-        results = results_of(dev, seeds, learnt, progress)
+        results, models = results_of(run, dev, seeds, learnt, shares, progress)
         results |= {"data": data, "settings": values}
     with new_folder(settings.output, replace=settings.replace, mark=MARK) as folder:
-        models = {str(s): each.model for s, (each, _) in zip(seeds, learnt, strict=True)}
-        write(folder, models, results, card(results))
+        write(folder, {s: each.model for s, each in models.items()}, results, card(results))
     shutil.rmtree(state, ignore_errors=True)
     if json:
         print_json(results)
@@ -96,8 +95,11 @@ def reranker(*, settings: RerankerSettings, json: bool = False) -> None:
         say(f"{settings.output}: a cross-encoder made of {settings.base}")
 
 
-def check(settings: RerankerSettings) -> list[int]:
-    """Refuse numbers that could not work, before any work is done, and return the seeds.
+def check(settings: RerankerSettings) -> tuple[list[int], list[float]]:
+    """Refuse what could not work, before any work is done.
+
+    Returns:
+        the seeds, and the shares of the learnt weights that are tried.
 
     Raises:
         SettingsError: naming the option.

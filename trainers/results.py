@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ragkit import __version__
 from ragkit.artefacts import write_json, write_text
@@ -14,6 +16,54 @@ if TYPE_CHECKING:
     from ragkit.training.keeper import History
 
 MARK = "results.json"
+
+Model = TypeVar("Model")
+
+
+def before_and_after(
+    before: Mapping[str, Sequence[float]],
+    values: Callable[[Model], Mapping[str, Sequence[float]]],
+    measure: str,
+    seeds: Sequence[int],
+    learnt: Sequence[tuple[Model, History]],
+    shares: Sequence[float],
+    averaged: Callable[[Model, float], Model],
+) -> tuple[dict[str, Any], dict[str, Model]]:
+    """Evaluate what was learnt, in the average with the base that is best on dev.
+
+    Args:
+        before: measure -> one value a question, of the base.
+        values: gives the same of a model.
+        measure: what is to become large.
+        seeds, learnt: the model of each seed.
+        shares: of the learnt weights in the averages that are tried.
+        averaged: gives such an average.
+
+    Returns:
+        the results, and each seed's model by its name.
+    """
+    means: dict[float, list[float]] = {}
+    taken, most = shares[0], -math.inf
+    models: list[Model] = []
+    after: list[Mapping[str, Sequence[float]]] = []
+    for share in shares:
+        tried = [model if share == 1 else averaged(model, share) for model, _ in learnt]
+        found = [values(model) for model in tried]
+        means[share] = [fmean(of[measure]) for of in found]
+        if fmean(means[share]) > most:
+            taken, most, models, after = share, fmean(means[share]), tried, found
+    results = compared(before, after) | {
+        "measure": measure,
+        "average": {
+            "taken": taken,
+            "tried": {str(share): fmean(of) for share, of in means.items()},
+        },
+        "seeds": {
+            str(seed): _positive(history) for seed, (_, history) in zip(seeds, learnt, strict=True)
+        },
+        "best_seed": str(seeds[means[taken].index(max(means[taken]))]),
+    }
+    return results, {str(seed): model for seed, model in zip(seeds, models, strict=True)}
 
 
 def compared(
@@ -48,7 +98,7 @@ def compared(
     }
 
 
-def positive(history: History) -> dict[str, Any]:
+def _positive(history: History) -> dict[str, Any]:
     """Return a history with the dev measure as it is, not its negative that was minimised."""
     values = asdict(history)
     values["evaluations"] = {step: -value for step, value in history.evaluations.items()}
