@@ -1,8 +1,9 @@
-"""What a run of a retriever or a reranker reports: before and after on dev, and a model card."""
+"""How a run ends, and what one of a retriever or a reranker reports: before and after on dev."""
 
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,12 +11,13 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ragkit import __version__
-from ragkit.artefacts import write_json, write_text
+from ragkit.artefacts import new_folder, write_json, write_text
+from ragkit.console import print_json, print_tables, say
+
+from .runs import MARK, TrainingSettings
 
 if TYPE_CHECKING:
     from ragkit.training.keeper import History
-
-MARK = "results.json"
 
 Model = TypeVar("Model")
 
@@ -105,25 +107,51 @@ def _positive(history: History) -> dict[str, Any]:
     return values
 
 
-def write(folder: Path, models: Mapping[str, Any], results: Mapping[str, Any], card: str) -> None:
-    """Write the best seed's model, all seeds' beside it if there are several, and the report.
+def finish(
+    settings: TrainingSettings,
+    state: Path,
+    save: Mapping[str, Callable[[Path], object]],
+    results: Mapping[str, Any],
+    card: str,
+    tables: Sequence[Any],
+    told: Sequence[str],
+    *,
+    json: bool,
+) -> None:
+    """Write what was learnt and the report, drop the run's state, and print the results.
 
     Args:
-        folder: where to.
-        models: of sentence-transformers, by seed.
+        settings: name the output folder, which gets the best seed's; several seeds' lie in it too.
+        state: the folder of the run's state.
+        save: writes what a seed has learnt into a folder, by seed.
         results: with `best_seed`.
         card: the model card.
+        tables: of the results, for the terminal.
+        told: what is said of the output and of what comes next.
+        json: print the results in the tables' place.
     """
     from ragkit.models.precision import without_bars
 
-    with without_bars():
-        for seed, model in models.items():
-            if seed == results["best_seed"]:
-                model.save_pretrained(str(folder), create_model_card=False)
-            if len(models) > 1:
-                model.save_pretrained(str(folder / "seeds" / seed), create_model_card=False)
-    write_json(folder / MARK, dict(results) | {"ragkit": __version__})
-    write_text(folder / "README.md", card)
+    with new_folder(settings.output, replace=settings.replace, mark=MARK) as folder, without_bars():
+        save[results["best_seed"]](folder)
+        for seed, write in save.items() if len(save) > 1 else ():
+            apart = folder / "seeds" / seed
+            apart.mkdir(parents=True)
+            write(apart)
+        write_json(folder / MARK, dict(results) | {"ragkit": __version__})
+        write_text(folder / "README.md", card)
+    shutil.rmtree(state, ignore_errors=True)
+    if json:
+        print_json(results)
+        return
+    print_tables(tables)
+    for line in told:
+        say(line)
+
+
+def saving(model: Any) -> Callable[[Path], None]:
+    """Return what writes a model of sentence-transformers into a folder."""
+    return lambda folder: model.save_pretrained(str(folder), create_model_card=False)
 
 
 def tables(results: Mapping[str, Any]) -> list[Any]:
