@@ -82,7 +82,9 @@ def test_from_mined_negatives_to_a_refreshed_index(place, tiny_encoder_folder, c
     assert "encoder made of" in (out / "README.md").read_text()
 
 
-@pytest.mark.parametrize("options", [("--side=query",), ("--objective=query-adapter", "--lora=2")])
+@pytest.mark.parametrize(
+    "options", [("--side=query", "--batch=10"), ("--objective=query-adapter", "--lora=2")]
+)
 def test_what_changes_queries_alone_searches_the_index_as_it_is(
     place, tiny_encoder_folder, options, capsys
 ):
@@ -310,6 +312,40 @@ def test_a_stopped_run_goes_on_and_others_are_refused(
     assert train("retriever", tiny_encoder_folder, *again) == 0
     found = BiEncoder.load("two", device="cpu", precision="fp32").encode_queries(METALS)
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_stopped_retrieval_goes_on(place, monkeypatch):
+    from ragkit.trainers import questions
+
+    from ragkit.assemble import RetrievalSettings
+    from ragkit.corpus import read_questions
+    from ragkit.retrievers import Bm25Retriever
+    from ragkit.types import quiet
+
+    index, settings = Index.open("kb"), RetrievalSettings(index=place / "kb", retriever="bm25")
+    asked = [example.query for example in read_questions(place / "questions.jsonl")]
+    rows = index.documents.rows
+    expected = [
+        [(rows[hit.document.id], hit.score) for hit in hits]
+        for hits in Bm25Retriever(index).retrieve(asked, 3)
+    ]
+    monkeypatch.setattr(questions, "_SLICE", 6)
+    retrieve, seen = Bm25Retriever.retrieve, []
+
+    def counted(self, queries, k):
+        seen.append(len(queries))
+        return retrieve(self, queries, k)
+
+    def stop(stage, done, total):
+        if done == 12:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Bm25Retriever, "retrieve", counted)
+    with pytest.raises(KeyboardInterrupt):
+        questions.ranked(index, asked, settings, 3, stop)
+    assert questions.ranked(index, asked, settings, 3, quiet) == expected
+    assert questions.ranked(index, asked, settings, 3, quiet) == expected
+    assert seen == [6, 6, 6, 2]
 
 
 @pytest.mark.parametrize("what", ["retriever", "reranker"])
