@@ -11,15 +11,18 @@ from cyclopts import Parameter
 
 from ragkit.errors import SettingsError
 
-from .runs import own_device, whole_numbers
+from .runs import TrainingSettings, check_training, loop_settings
 
 if TYPE_CHECKING:
     from ragkit.training.keeper import LoopSettings
 
+SWEPT = (0.25, 0.5, 0.75, 1.0)
+"""The shares of the learnt weights that `--average sweep` tries."""
+
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class ListSettings:
+class ListSettings(TrainingSettings):
     """What is learnt from lists of documents, and how."""
 
     examples: Path
@@ -27,8 +30,6 @@ class ListSettings:
     or where a generator teaches, any questions."""
     index: Path
     """The index folder that is searched."""
-    output: Path
-    """The folder for the model."""
     base: str = "all-MiniLM-L6-v2"
     """The model to start from, by folder or name: an encoder, or for a reranker a cross-encoder."""
     qrels: Path | None = None
@@ -37,10 +38,6 @@ class ListSettings:
     """Questions to evaluate on; --examples if --dev-qrels are given, else some are held out."""
     dev_qrels: Path | None = None
     """Their qrels."""
-    limit: int | None = None
-    """Questions to train on, drawn at random; all if not given."""
-    dev_limit: int = 200
-    """Questions to evaluate on, drawn at random."""
     negatives: int | None = None
     """Negatives of a question in a batch, drawn from its own; if not given 1 (contrastive), 3 (bce,
     listwise), or all."""
@@ -55,45 +52,23 @@ class ListSettings:
     """Hits of a question that the generator judges."""
     teacher_temperature: float = 1.0
     """What the scores of teacher or generator are divided by."""
-    seeds: str = "0"
-    """Seeds, such as 0,1,2: each is learnt apart; the best on dev is kept."""
-    epochs: float = 1.0
-    """Passes through the questions."""
-    steps: int | None = None
-    """Optimiser steps, in place of --epochs."""
-    batch: int = 64
-    """Questions in a step, over all processes."""
-    learning_rate: float | None = None
-    """The highest learning rate; 1e-4 if not given, for an adapter 1e-3."""
-    schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
-    """The course of the learning rate."""
-    warmup: float = 0.1
-    """The share of steps in which the learning rate rises."""
+    average: str = "1"
+    """The share of what was learnt in the average with the base: above 0, up to 1; or sweep, which
+    takes the best on dev."""
     weight_decay: float = 0.01
     """AdamW's weight decay."""
-    clip: float = 1.0
-    """The largest norm of the gradient."""
     dropout: float = 0.0
     """The share of activations that is dropped while learning."""
-    evaluate_every: int | None = None
-    """Steps between two evaluations, each followed by a checkpoint; a quarter of all if not
-    given."""
     kept_tokens: int = 16_384
     """Tokens of a batch whose activations are kept; what is more is read twice, in less memory."""
-    report_to: str = ""
-    """Where training is reported to, by transformers' names, such as tensorboard."""
-    device: str | None = None
-    """Where models run: cpu, cuda, mps; the best one here if not given."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """The number format of activations while learning."""
-    replace: bool = False
-    """Replace the output that is there."""
 
 
 def check_lists(
     settings: ListSettings, objective: str, least: dict[str, int], uses: dict[str, set[str]]
-) -> list[int]:
-    """Refuse what could not work, before any work is done, and return the seeds.
+) -> tuple[list[int], list[float]]:
+    """Refuse what could not work, before any work is done.
 
     Args:
         settings: the settings.
@@ -101,19 +76,16 @@ def check_lists(
         least: the least values of settings that others lack.
         uses: settings that some objectives alone have a use for, and which these are.
 
+    Returns:
+        the seeds, and the shares of the learnt weights that are tried.
+
     Raises:
         SettingsError: naming the option.
     """
-    least = least | {"dev_limit": 2, "passages": 2, "batch": 2, "steps": 1, "negatives": 0}
-    for name, low in (least | {"evaluate_every": 1, "kept_tokens": 0}).items():
-        value = getattr(settings, name)
-        if value is not None and value < low:
-            raise SettingsError(f"--{name.replace('_', '-')} must be at least {low}, not {value}")
-    if not 0 < settings.epochs < math.inf or not 0 <= settings.dropout < 1:
-        raise SettingsError(
-            f"--epochs {settings.epochs} and --dropout {settings.dropout}: expected a number above "
-            "0, and one from 0 to 1"
-        )
+    least = least | {"passages": 2, "batch": 2, "negatives": 0, "kept_tokens": 0}
+    seeds = check_training(settings, least, settings.batch)
+    if not 0 <= settings.dropout < 1:
+        raise SettingsError(f"--dropout {settings.dropout}: expected a number from 0 up, below 1")
     if not settings.teacher_temperature > 0:
         raise SettingsError(
             f"--teacher-temperature must be above 0, not {settings.teacher_temperature}"
@@ -123,27 +95,29 @@ def check_lists(
         if unused and getattr(settings, field.name) != field.default:
             option = field.name.replace("_", "-")
             raise SettingsError(f"--objective {objective} has no use for --{option}")
-    from ragkit.training.keeper import processes
+    return seeds, _shares(settings.average)
 
-    loop_of(settings, 1, 0, 1e-4).passes(processes(own_device(settings.device)).num_processes)
-    return whole_numbers(settings.seeds, "--seeds")
+
+def _shares(text: str) -> list[float]:
+    if text == "sweep":
+        return list(SWEPT)
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 < share <= 1:
+        raise SettingsError(f"--average {text!r}: expected a share above 0, up to 1, or sweep")
+    return [share]
 
 
 def loop_of(settings: ListSettings, questions: int, seed: int, rate: float) -> LoopSettings:
     """Return how so many questions are trained on; `rate` if no learning rate is set."""
-    from ragkit.training.keeper import LoopSettings
-
-    steps = settings.steps or max(1, round(settings.epochs * questions / settings.batch))
-    return LoopSettings(
-        steps=steps,
-        batch=settings.batch,
-        learning_rate=rate if settings.learning_rate is None else settings.learning_rate,
-        schedule=settings.schedule,
-        warmup=settings.warmup,
+    return loop_settings(
+        settings,
+        questions,
+        seed,
+        rate,
+        micro_batch=settings.batch,
         weight_decay=settings.weight_decay,
-        clip=settings.clip,
-        evaluate_every=settings.evaluate_every or max(1, math.ceil(steps / 4)),
-        seed=seed,
         precision=settings.precision,
-        report_to=tuple(name for name in settings.report_to.split(",") if name),
     )

@@ -18,6 +18,7 @@ from ragkit.models.names import cache_folder
 from ragkit.types import Example, Hit, Progress, Query
 
 if TYPE_CHECKING:
+    from ragkit.pipeline import Pipeline
     from ragkit.stores.index import Index
 
 _log = logging.getLogger(__name__)
@@ -134,28 +135,30 @@ def ranked(
 ) -> list[list[tuple[int, float]]]:
     """Return the row and the score of each query's best k documents of an index, best first.
 
-    What was found is kept in ragkit's cache folder, for the next time.
+    What was found is kept in ragkit's cache folder, part by part: for the next time, or to go on.
     """
     settings = replace(resolved(settings, index), depth=max(k, settings.depth))
     values = {name: str(value) for name, value in asdict(settings).items()}
     del values["index"], values["device"]
-    queries = [replace(query, id=str(number)) for number, query in enumerate(queries)]
-    questions = [(query.text, str(dict(query.where))) for query in queries]
     if settings.retriever != "bm25":  # a folder may hold other weights than the last time
         values["encoder"] = load_encoder(settings, index).describe()["fingerprint"]
-    name = fingerprint({"index": index.fingerprint(), "k": k, "by": values, "of": questions})
-    path = cache_folder() / "retrieved" / f"{name}.json"
-    if not path.exists():
-        pipeline = assemble(settings, index, read=False)
-        rows = index.documents.rows
-        found: dict[str, list[tuple[int, float]]] = {}
-        for start in range(0, len(queries), _SLICE):
-            part = queries[start : start + _SLICE]
+    made = {"index": index.fingerprint(), "k": k, "by": values}
+    folder = cache_folder() / "retrieved"
+    folder.mkdir(parents=True, exist_ok=True)
+    pipeline: Pipeline | None = None
+    rows = index.documents.rows
+    found: list[list[tuple[int, float]]] = []
+    for start in range(0, len(queries), _SLICE):
+        part = queries[start : start + _SLICE]
+        asked = [(query.text, str(dict(query.where))) for query in part]
+        path = folder / f"{fingerprint(made | {'of': asked})}.json"
+        if not path.exists():
             progress("retrieve", start, len(queries))
-            for query, hits in zip(part, pipeline.retrieve(part), strict=True):
-                found[query.id] = [(rows[hit.document.id], hit.score) for hit in hits[:k]]
-        progress("retrieve", len(queries), len(queries))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, found)
-    kept = read_json(path)
-    return [[(int(row), score) for row, score in kept[query.id]] for query in queries]
+            pipeline = pipeline or assemble(settings, index, read=False)
+            hits = pipeline.retrieve([replace(query, id=str(n)) for n, query in enumerate(part)])
+            best = [[(rows[hit.document.id], hit.score) for hit in of[:k]] for of in hits]
+            write_json(path, {str(n): of for n, of in enumerate(best)})
+            progress("retrieve", start + len(part), len(queries))
+        kept = read_json(path)
+        found += [[(int(row), score) for row, score in kept[str(n)]] for n in range(len(part))]
+    return found

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cyclopts import Parameter
 
-from ragkit.artefacts import check_output, file_record, new_folder
 from ragkit.assemble import RetrievalSettings, open_index, resolved
-from ragkit.console import print_json, print_tables, progress_bars, say
 from ragkit.errors import SettingsError
 from ragkit.types import Example, Hit, Progress, Qrels
 
@@ -20,8 +18,8 @@ from .list_settings import ListSettings, check_lists, loop_of
 from .positives import train_and_dev
 from .questions import ranked
 from .reranker_results import card, results_of
-from .results import MARK, tables, write
-from .runs import check_state, json_values, own_device, training_state
+from .results import finish, saving, tables
+from .runs import check_state, each_seed, json_values, own_device, records, training_state
 from .supervision import GeneratorLists, taught
 
 if TYPE_CHECKING:
@@ -40,9 +38,7 @@ class RerankerSettings(ListSettings):
     """Learn of each document whether it is relevant; the order of a list; another cross-encoder's
     scores; or how likely a document makes the answer, as a generator judges it."""
     batch: int = 16
-    """Questions in a step, over all processes."""
     dev_limit: int = 100
-    """Questions to evaluate on, drawn at random."""
     depth: int = 20
     """Hits of a dev question that are reranked."""
     max_length: int = 256
@@ -73,31 +69,27 @@ def reranker(*, settings: RerankerSettings, json: bool = False) -> None:
     """
     from ragkit.training.keeper import processes
 
-    check_output(settings.output, settings.replace, MARK)
-    seeds = check(settings)
-    with training_state(settings.output) as state, progress_bars() as progress:
+    seeds, shares = check(settings)
+    with training_state(settings) as (state, progress):
         device = own_device(settings.device)
         run, dev, data = prepared(settings, str(device), progress)
         values = json_values(settings)
-        check_state(state, values, data)
-        learnt = [_learn(run, settings, seed, state, progress) for seed in seeds]
+        check_state(state, values, data, {"average"})
+        learnt = each_seed(seeds, state, progress, partial(_learn, run, settings))
         if not processes(device).is_main_process:
             return
-        results = results_of(dev, seeds, learnt, progress)
+        results, models = results_of(run, dev, seeds, learnt, shares, progress)
         results |= {"data": data, "settings": values}
-    with new_folder(settings.output, replace=settings.replace, mark=MARK) as folder:
-        models = {str(s): each.model for s, (each, _) in zip(seeds, learnt, strict=True)}
-        write(folder, models, results, card(results))
-    shutil.rmtree(state, ignore_errors=True)
-    if json:
-        print_json(results)
-    else:
-        print_tables(tables(results))
-        say(f"{settings.output}: a cross-encoder made of {settings.base}")
+    save = {seed: saving(each.model) for seed, each in models.items()}
+    told = [f"{settings.output}: a cross-encoder made of {settings.base}"]
+    finish(settings, state, save, results, card(results), tables(results), told, json=json)
 
 
-def check(settings: RerankerSettings) -> list[int]:
-    """Refuse numbers that could not work, before any work is done, and return the seeds.
+def check(settings: RerankerSettings) -> tuple[list[int], list[float]]:
+    """Refuse what could not work, before any work is done.
+
+    Returns:
+        the seeds, and the shares of the learnt weights that are tried.
 
     Raises:
         SettingsError: naming the option.
@@ -142,8 +134,7 @@ def prepared(
                 shared["negatives"] = 3
             questions, documents = listed(train, scores)
             shared |= {"questions": questions, "documents": documents}
-    files = ("examples", "qrels", "dev_questions", "dev_qrels")
-    data: dict[str, Any] = {name: file_record(getattr(settings, name)) for name in files}
+    data = records(settings, "examples", "qrels", "dev_questions", "dev_qrels")
     data |= {"train": len(train), "dev": len(dev.queries), "index": index.fingerprint()}
     run = RerankerRun(
         settings.base,
@@ -186,12 +177,7 @@ def _dev(
 
 
 def _learn(
-    run: RerankerRun, settings: RerankerSettings, seed: int, state: Path, progress: Progress
+    run: RerankerRun, settings: RerankerSettings, seed: int, folder: Path, progress: Progress
 ) -> tuple[CrossEncoder, History]:
-    folder = state / f"seed-{seed}"
-    folder.mkdir(parents=True, exist_ok=True)
-    return run.learn(
-        loop_of(settings, len(run.questions), seed, 1e-4),
-        folder,
-        progress=lambda stage, done, total: progress(f"train, seed {seed}", done, total),
-    )
+    loop = loop_of(settings, len(run.questions), seed, 1e-4)
+    return run.learn(loop, folder, progress=progress)

@@ -3,39 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from ragkit import __version__
 from ragkit.types import Progress
 
-from .results import compared, positive, table_of
+from .results import before_and_after, table_of
 
 if TYPE_CHECKING:
     from ragkit.models.cross_encoder import CrossEncoder
+    from ragkit.training.dev_search import Values
     from ragkit.training.keeper import History
-    from ragkit.training.reranker_runs import Ranked
+    from ragkit.training.reranker_runs import Ranked, RerankerRun
 
 
 def results_of(
+    run: RerankerRun,
     dev: Ranked,
     seeds: Sequence[int],
     learnt: Sequence[tuple[CrossEncoder, History]],
+    shares: Sequence[float],
     progress: Progress,
-) -> dict[str, Any]:
-    """Rerank the dev questions' hits, and compare with their order as they were retrieved."""
-    before, started = dev.values(None), perf_counter()
-    after = [dev.values(model, progress) for model, _ in learnt]
-    seconds = (perf_counter() - started) / len(learnt)
-    means = [sum(of["nDCG@10"]) / len(of["nDCG@10"]) for of in after]
-    return compared(before, after) | {
-        "measure": "nDCG@10",
-        "seconds_a_question": seconds / len(dev.queries),
-        "seeds": {
-            str(seed): positive(history) for seed, (_, history) in zip(seeds, learnt, strict=True)
-        },
-        "best_seed": str(seeds[means.index(max(means))]),
-    }
+) -> tuple[dict[str, Any], dict[str, CrossEncoder]]:
+    """Rerank the dev questions' hits, and compare with their order as they were retrieved.
+
+    Args:
+        run, dev: what was learnt, and the questions.
+        seeds, learnt: the cross-encoder of each seed.
+        shares: of the learnt weights in the average with the base, of which the best is taken.
+        progress: told of the pairs that are scored.
+
+    Returns:
+        the results, and each seed's cross-encoder by its name.
+    """
+    seconds = []
+
+    def values(model: CrossEncoder) -> Values:
+        started = perf_counter()
+        found = dev.values(model, progress)
+        seconds.append(perf_counter() - started)
+        return found
+
+    results, models = before_and_after(
+        dev.values(None), values, "nDCG@10", seeds, learnt, shares, run.averaged
+    )
+    return results | {"seconds_a_question": fmean(seconds) / len(dev.queries)}, models
 
 
 def card(results: Mapping[str, Any]) -> str:
@@ -48,6 +62,7 @@ def card(results: Mapping[str, Any]) -> str:
         dev=data["dev"],
         depth=settings["depth"],
         seeds=", ".join(results["seeds"]),
+        share=results["average"]["taken"],
         table=table_of(results),
         version=__version__,
     )
@@ -57,7 +72,7 @@ CARD = """# A cross-encoder made of {base}
 
 Reranks what was retrieved; any sentence-transformers loads it.
 
-- base: {base}; objective: {objective}
+- base: {base}; objective: {objective}; share of the learnt weights: {share}
 - learnt from {train} questions; seeds: {seeds}, of which this is the best on dev
 
 On {dev} dev questions, their best {depth} hits as they were retrieved and reranked:

@@ -1,19 +1,71 @@
-"""What a run of a retriever or a reranker reports: before and after on dev, and a model card."""
+"""How a run ends, and what one of a retriever or a reranker reports: before and after on dev."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ragkit import __version__
-from ragkit.artefacts import write_json, write_text
+from ragkit.artefacts import new_folder, write_json, write_text
+from ragkit.console import print_json, print_tables, say
+
+from .runs import MARK, TrainingSettings
 
 if TYPE_CHECKING:
     from ragkit.training.keeper import History
 
-MARK = "results.json"
+Model = TypeVar("Model")
+
+
+def before_and_after(
+    before: Mapping[str, Sequence[float]],
+    values: Callable[[Model], Mapping[str, Sequence[float]]],
+    measure: str,
+    seeds: Sequence[int],
+    learnt: Sequence[tuple[Model, History]],
+    shares: Sequence[float],
+    averaged: Callable[[Model, float], Model],
+) -> tuple[dict[str, Any], dict[str, Model]]:
+    """Evaluate what was learnt, in the average with the base that is best on dev.
+
+    Args:
+        before: measure -> one value a question, of the base.
+        values: gives the same of a model.
+        measure: what is to become large.
+        seeds, learnt: the model of each seed.
+        shares: of the learnt weights in the averages that are tried.
+        averaged: gives such an average.
+
+    Returns:
+        the results, and each seed's model by its name.
+    """
+    means: dict[float, list[float]] = {}
+    taken, most = shares[0], -math.inf
+    models: list[Model] = []
+    after: list[Mapping[str, Sequence[float]]] = []
+    for share in shares:
+        tried = [model if share == 1 else averaged(model, share) for model, _ in learnt]
+        found = [values(model) for model in tried]
+        means[share] = [fmean(of[measure]) for of in found]
+        if fmean(means[share]) > most:
+            taken, most, models, after = share, fmean(means[share]), tried, found
+    results = compared(before, after) | {
+        "measure": measure,
+        "average": {
+            "taken": taken,
+            "tried": {str(share): fmean(of) for share, of in means.items()},
+        },
+        "seeds": {
+            str(seed): _positive(history) for seed, (_, history) in zip(seeds, learnt, strict=True)
+        },
+        "best_seed": str(seeds[means[taken].index(max(means[taken]))]),
+    }
+    return results, {str(seed): model for seed, model in zip(seeds, models, strict=True)}
 
 
 def compared(
@@ -48,32 +100,58 @@ def compared(
     }
 
 
-def positive(history: History) -> dict[str, Any]:
+def _positive(history: History) -> dict[str, Any]:
     """Return a history with the dev measure as it is, not its negative that was minimised."""
     values = asdict(history)
     values["evaluations"] = {step: -value for step, value in history.evaluations.items()}
     return values
 
 
-def write(folder: Path, models: Mapping[str, Any], results: Mapping[str, Any], card: str) -> None:
-    """Write the best seed's model, all seeds' beside it if there are several, and the report.
+def finish(
+    settings: TrainingSettings,
+    state: Path,
+    save: Mapping[str, Callable[[Path], object]],
+    results: Mapping[str, Any],
+    card: str,
+    tables: Sequence[Any],
+    told: Sequence[str],
+    *,
+    json: bool,
+) -> None:
+    """Write what was learnt and the report, drop the run's state, and print the results.
 
     Args:
-        folder: where to.
-        models: of sentence-transformers, by seed.
+        settings: name the output folder, which gets the best seed's; several seeds' lie in it too.
+        state: the folder of the run's state.
+        save: writes what a seed has learnt into a folder, by seed.
         results: with `best_seed`.
         card: the model card.
+        tables: of the results, for the terminal.
+        told: what is said of the output and of what comes next.
+        json: print the results in the tables' place.
     """
     from ragkit.models.precision import without_bars
 
-    with without_bars():
-        for seed, model in models.items():
-            if seed == results["best_seed"]:
-                model.save_pretrained(str(folder), create_model_card=False)
-            if len(models) > 1:
-                model.save_pretrained(str(folder / "seeds" / seed), create_model_card=False)
-    write_json(folder / MARK, dict(results) | {"ragkit": __version__})
-    write_text(folder / "README.md", card)
+    with new_folder(settings.output, replace=settings.replace, mark=MARK) as folder, without_bars():
+        save[results["best_seed"]](folder)
+        for seed, write in save.items() if len(save) > 1 else ():
+            apart = folder / "seeds" / seed
+            apart.mkdir(parents=True)
+            write(apart)
+        write_json(folder / MARK, dict(results) | {"ragkit": __version__})
+        write_text(folder / "README.md", card)
+    shutil.rmtree(state, ignore_errors=True)
+    if json:
+        print_json(results)
+        return
+    print_tables(tables)
+    for line in told:
+        say(line)
+
+
+def saving(model: Any) -> Callable[[Path], None]:
+    """Return what writes a model of sentence-transformers into a folder."""
+    return lambda folder: model.save_pretrained(str(folder), create_model_card=False)
 
 
 def tables(results: Mapping[str, Any]) -> list[Any]:

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ragkit.artefacts import check_output, file_record, new_folder
 from ragkit.assemble import RetrievalSettings, load_encoder, open_index
-from ragkit.console import print_json, print_tables, progress_bars, say
 from ragkit.errors import DataError, IndexStateError, ModelError, SettingsError
 from ragkit.types import Example, Progress, Qrels
 
 from .list_settings import loop_of
 from .positives import train_and_dev
-from .results import MARK, tables, write
+from .results import finish, saving, tables
 from .retriever_results import card, results_of, with_prompts
 from .retriever_settings import RetrieverSettings, check, loss_of
-from .runs import check_state, json_values, own_device, training_state
+from .runs import check_state, each_seed, json_values, own_device, records, training_state
 from .supervision import GeneratorLists, taught
 
 if TYPE_CHECKING:
@@ -57,30 +55,23 @@ def retriever(*, settings: RetrieverSettings, json: bool = False) -> None:
     """
     from ragkit.training.keeper import processes
 
-    check_output(settings.output, settings.replace, MARK)
     seeds, shares = check(settings)
-    with training_state(settings.output) as state, progress_bars() as progress:
+    with training_state(settings) as (state, progress):
         made = prepared(settings, progress)
         base = made.run.encoder.describe()
         values = json_values(settings)
         check_state(state, values, made.data | {"base": base["fingerprint"]}, {"average"})
-        learnt = [_learn(made, settings, seed, state, progress) for seed in seeds]
+        learnt = each_seed(seeds, state, progress, partial(_learn, made, settings))
         if not processes(made.run.encoder.model.device).is_main_process:
             return
         results, encoders = results_of(made.run, made.dev, seeds, learnt, shares, progress)
         results |= {"data": made.data, "settings": values}
         results["base"] |= {"unchanged": base["weights"] == _weights(made.run.encoder)}
-    with new_folder(settings.output, replace=settings.replace, mark=MARK) as folder:
-        models = {seed: with_prompts(encoder) for seed, encoder in encoders.items()}
-        write(folder, models, results, card(results))
-    shutil.rmtree(state, ignore_errors=True)
-    if json:
-        print_json(results)
-    else:
-        print_tables(tables(results))
-        say(f"{settings.output}: an encoder made of {settings.base}")
-        if not settings.fixed:
-            say(f"next: ragkit-index refresh --index {settings.index} --encoder {settings.output}")
+    save = {seed: saving(with_prompts(encoder)) for seed, encoder in encoders.items()}
+    told = [f"{settings.output}: an encoder made of {settings.base}"]
+    if not settings.fixed:
+        told += [f"next: ragkit-index refresh --index {settings.index} --encoder {settings.output}"]
+    finish(settings, state, save, results, card(results), tables(results), told, json=json)
 
 
 def _weights(encoder: BiEncoder) -> str:
@@ -101,8 +92,7 @@ def prepared(settings: RetrieverSettings, progress: Progress) -> Prepared:
     device = own_device(settings.device)
     encoder = _base(settings, index, str(device))
     dev = _dev(settings, index, dev_examples, qrels, encoder)
-    files = ("examples", "qrels", "dev_questions", "dev_qrels")
-    data: dict[str, Any] = {name: file_record(getattr(settings, name)) for name in files}
+    data = records(settings, "examples", "qrels", "dev_questions", "dev_qrels")
     data |= {"train": len(train), "dev": len(dev.examples), "dev_documents": len(dev.rows)}
     data |= {"index": index.fingerprint()}
     shared: dict[str, Any] = {
@@ -220,19 +210,14 @@ def _dev(
 
 
 def _learn(
-    made: Prepared, settings: RetrieverSettings, seed: int, state: Path, progress: Progress
+    made: Prepared, settings: RetrieverSettings, seed: int, folder: Path, progress: Progress
 ) -> tuple[BiEncoder, History]:
-    folder = state / f"seed-{seed}"
-    folder.mkdir(parents=True, exist_ok=True)
     run = made.run
     if made.lists is not None and settings.relist_every is not None:
         anew = made.lists.anew(settings.relist_every, folder, both=not settings.fixed)
         run = replace(run, questions=anew)
-    learnt, history = run.learn(
-        loop_of(settings, len(made.train), seed, 1e-3 if settings.adapter else 1e-4),
-        folder,
-        progress=lambda _, done, total: progress(f"train, seed {seed}", done, total),
-    )
+    loop = loop_of(settings, len(made.train), seed, 1e-3 if settings.adapter else 1e-4)
+    learnt, history = run.learn(loop, folder, progress=progress)
     if settings.fixed and learnt.describe()["base"] != run.encoder.describe()["fingerprint"]:
         raise ModelError(
             f"seed {seed}: the documents' side of what was learnt is not that of {settings.base}, "

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ragkit import __version__
 from ragkit.types import Progress
 
-from .results import compared, positive, table_of
+from .results import before_and_after, table_of
 
 if TYPE_CHECKING:
     from ragkit.models.bi_encoder import BiEncoder
@@ -36,35 +36,20 @@ def results_of(
     Returns:
         the results, and each seed's encoder by its name.
     """
-    import numpy as np
-
     stored = run.side != "both"
     before = dev.values(run.encoder, stored=stored, progress=progress)
-    tried = {}
-    for share in shares:
-        encoders = [each if share == 1 else run.averaged(each, share) for each, _ in learnt]
-        values = [dev.values(each, stored=stored, progress=progress) for each in encoders]
-        tried[share] = encoders, values
-    means = {
-        share: [float(np.mean(of[dev.measure])) for of in values]
-        for share, (_, values) in tried.items()
-    }
-    taken = max(means, key=lambda share: sum(means[share]))
-    encoders, after = tried[taken]
-    best = int(np.argmax(means[taken]))
-    results = compared(before, after) | {
-        "measure": dev.measure,
-        "average": {
-            "taken": taken,
-            "tried": {str(share): sum(of) / len(of) for share, of in means.items()},
-        },
-        "seeds": {
-            str(seed): positive(history) for seed, (_, history) in zip(seeds, learnt, strict=True)
-        },
-        "best_seed": str(seeds[best]),
-        "base": {"name": run.encoder.name, "fingerprint": run.encoder.describe()["fingerprint"]},
-    }
-    return results, {str(seed): each for seed, each in zip(seeds, encoders, strict=True)}
+    results, encoders = before_and_after(
+        before,
+        lambda encoder: dev.values(encoder, stored=stored, progress=progress),
+        dev.measure,
+        seeds,
+        learnt,
+        shares,
+        run.averaged,
+    )
+    described = run.encoder.describe()
+    base = {"name": run.encoder.name, "fingerprint": described["fingerprint"]}
+    return results | {"base": base}, encoders
 
 
 def with_prompts(encoder: BiEncoder) -> Any:

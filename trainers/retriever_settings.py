@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path  # noqa: F401  (what inherited fields are of is looked up here)
 from typing import TYPE_CHECKING, Any, Literal
 
 from cyclopts import Parameter
-
-from ragkit.errors import SettingsError
 
 from .list_settings import ListSettings, check_lists
 from .runs import whole_numbers
@@ -17,8 +14,6 @@ from .runs import whole_numbers
 if TYPE_CHECKING:
     from ragkit.training.retriever_loss import LossSettings
 
-SWEPT = (0.25, 0.5, 0.75, 1.0)
-"""The shares of the learnt weights that `--average sweep` tries."""
 _ENCODER = {"contrastive", "margin-mse", "kl", "lsr"}
 USES = {
     "teacher": {"margin-mse", "kl"},
@@ -64,9 +59,6 @@ class RetrieverSettings(ListSettings):
     """Learn vectors that can be cut to these components too, such as 384,192,96."""
     lora: int = 0
     """The rank of LoRA in the encoder, or of the query adapter; 0 learns all weights."""
-    average: str = "1"
-    """The share of what was learnt in the average with the base: above 0, up to 1; or sweep, which
-    takes the best on dev."""
     scattered: bool = False
     """Draw a batch's questions from everywhere, not with others on the same document: more
     documents to encode."""
@@ -92,21 +84,8 @@ def check(settings: RetrieverSettings) -> tuple[list[int], list[float]]:
         SettingsError: naming the option.
     """
     least = {"dev_documents": 1, "lora": 0, "relist_every": 1}
-    seeds = check_lists(settings, settings.objective, least, USES)
     loss_of(settings, cosine=True)
-    return seeds, _shares(settings.average)
-
-
-def _shares(text: str) -> list[float]:
-    if text == "sweep":
-        return list(SWEPT)
-    try:
-        share = float(text)
-    except ValueError:
-        share = math.nan
-    if not 0 < share <= 1:
-        raise SettingsError(f"--average {text!r}: expected a share above 0, up to 1, or sweep")
-    return [share]
+    return check_lists(settings, settings.objective, least, USES)
 
 
 def loss_of(settings: RetrieverSettings, *, cosine: bool) -> LossSettings:

@@ -2,21 +2,119 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from ragkit.artefacts import read_json, write_json
+from ragkit.artefacts import check_output, file_record, read_json, write_json
+from ragkit.console import progress_bars
 from ragkit.errors import SettingsError
+from ragkit.types import Progress
 
 if TYPE_CHECKING:
     import torch
 
+    from ragkit.training.keeper import LoopSettings
+
+MARK = "results.json"
+Learnt = TypeVar("Learnt")
+
 _FREE = {"replace", "device", "report_to", "seeds", "output"}  # settings that change no result
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """What every training program can be told."""
+
+    output: Path
+    """The folder for the model."""
+    limit: int | None = None
+    """Questions to train on, drawn at random; all if not given."""
+    dev_limit: int = 200
+    """Questions to evaluate on, drawn at random."""
+    seeds: str = "0"
+    """Seeds, such as 0,1,2: each is learnt apart; the best on dev is kept."""
+    epochs: float = 1.0
+    """Passes through the questions."""
+    steps: int | None = None
+    """Optimiser steps, in place of --epochs."""
+    batch: int = 64
+    """Questions in a step, over all processes."""
+    learning_rate: float | None = None
+    """The highest learning rate; 1e-4 if not given, for an adapter 1e-3."""
+    schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
+    """The course of the learning rate."""
+    warmup: float = 0.1
+    """The share of steps in which the learning rate rises."""
+    clip: float = 1.0
+    """The largest norm of the gradient."""
+    evaluate_every: int | None = None
+    """Steps between two evaluations, each followed by a checkpoint; a quarter of all if not
+    given."""
+    report_to: str = ""
+    """Where training is reported to, by transformers' names, such as tensorboard."""
+    device: str | None = None
+    """Where models run: cpu, cuda, mps; the best one here if not given."""
+    replace: bool = False
+    """Replace the output that is there."""
+
+
+def check_training(
+    settings: TrainingSettings, least: Mapping[str, int], micro_batch: int
+) -> list[int]:
+    """Refuse numbers that could not work, and return the seeds.
+
+    Args:
+        settings: the settings.
+        least: the least values of settings, beside those that every program has.
+        micro_batch: questions in one pass of one process.
+
+    Raises:
+        SettingsError: naming the option.
+    """
+    shared = {"dev_limit": 2, "steps": 1, "batch": 1, "evaluate_every": 1}
+    for name, low in (shared | dict(least)).items():
+        value = getattr(settings, name)
+        if value is not None and value < low:
+            raise SettingsError(f"--{name.replace('_', '-')} must be at least {low}, not {value}")
+    if not 0 < settings.epochs < math.inf:
+        raise SettingsError(f"--epochs must be above 0, not {settings.epochs}")
+    from ragkit.training.keeper import processes
+
+    together = processes(own_device(settings.device)).num_processes
+    loop_settings(settings, 1, 0, 1e-4, micro_batch=micro_batch).passes(together)
+    return whole_numbers(settings.seeds, "--seeds")
+
+
+def loop_settings(
+    settings: TrainingSettings, questions: int, seed: int, rate: float, **more: Any
+) -> LoopSettings:
+    """Return how so many questions are trained on; `rate` if no learning rate is set."""
+    from ragkit.training.keeper import LoopSettings
+
+    steps = settings.steps or max(1, round(settings.epochs * questions / settings.batch))
+    return LoopSettings(
+        steps=steps,
+        batch=settings.batch,
+        learning_rate=rate if settings.learning_rate is None else settings.learning_rate,
+        schedule=settings.schedule,
+        warmup=settings.warmup,
+        clip=settings.clip,
+        evaluate_every=settings.evaluate_every or max(1, math.ceil(steps / 4)),
+        seed=seed,
+        report_to=tuple(name for name in settings.report_to.split(",") if name),
+        **more,
+    )
+
+
+def records(settings: Any, *names: str) -> dict[str, Any]:
+    """Return the files that settings name, with the hashes of what they hold."""
+    return {name: file_record(getattr(settings, name)) for name in names}
 
 
 def json_values(settings: Any) -> dict[str, Any]:
@@ -40,20 +138,44 @@ def whole_numbers(text: str, option: str) -> list[int]:
 
 
 @contextmanager
-def training_state(output: Path) -> Iterator[Path]:
-    """Yield the folder where a run's state is kept, from which it goes on if it is stopped.
+def training_state(settings: TrainingSettings) -> Iterator[tuple[Path, Progress]]:
+    """Yield the folder where a run's state is kept, and what draws its progress.
 
-    At an error it is removed if nothing has been learnt yet; the program removes it when the run's
-    output is written.
+    A run that is stopped goes on from there. At an error the folder is removed if nothing has been
+    learnt yet; `results.finish` removes it when the run's output is written.
+
+    Raises:
+        SettingsError: the output is in the way.
     """
-    state = output.with_name(f"{output.name}.training")
+    check_output(settings.output, settings.replace, MARK)
+    state = settings.output.with_name(f"{settings.output.name}.training")
     try:
-        yield state
+        with progress_bars() as progress:
+            yield state, progress
     except BaseException:
         first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts
         if first and not any(state.glob("*/*.safetensors")):
             shutil.rmtree(state, ignore_errors=True)
         raise
+
+
+def each_seed(
+    seeds: Sequence[int],
+    state: Path,
+    progress: Progress,
+    learn: Callable[[int, Path, Progress], Learnt],
+) -> list[Learnt]:
+    """Return what is learnt with each seed, which has a folder of its own for its state."""
+    learnt = []
+    for seed in seeds:
+        folder = state / f"seed-{seed}"
+        folder.mkdir(parents=True, exist_ok=True)
+
+        def told(_: str, done: int, total: int | None, stage: str = f"train, seed {seed}") -> None:
+            progress(stage, done, total)
+
+        learnt.append(learn(seed, folder, told))
+    return learnt
 
 
 def check_state(

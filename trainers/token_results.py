@@ -1,17 +1,16 @@
-"""What a run of virtual tokens reports: before and after, a model card, the tokens themselves."""
+"""What a run of virtual tokens reports: before and after, and a model card."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ragkit import __version__
-from ragkit.artefacts import write_json, write_text
 from ragkit.types import Progress
 
 from .results import interval
+from .runs import json_values
 
 if TYPE_CHECKING:
     from ragkit.models.virtual_tokens import VirtualTokens
@@ -68,7 +67,7 @@ def results_of(
         "seeds": {
             str(seed): asdict(history) for seed, (_, history) in zip(seeds, learnt, strict=True)
         },
-        "settings": settings.to_json(),
+        "settings": json_values(settings),
         "best_seed": str(seeds[best]),
         "prefixes": {
             "tokens_read": run.prefixes.read_tokens if run.prefixes else 0,
@@ -80,24 +79,6 @@ def results_of(
             for place, example in enumerate(examples[:10])
         ],
     }
-
-
-def write(
-    folder: Path,
-    seeds: Sequence[int],
-    learnt: Sequence[VirtualTokens],
-    results: Mapping[str, Any],
-) -> None:
-    """Write the best seed's tokens, all seeds' beside them if there are several, and the report."""
-    for seed, tokens in zip(seeds, learnt, strict=True):
-        if str(seed) == results["best_seed"]:
-            tokens.save(folder)
-        if len(seeds) > 1:
-            apart = folder / "seeds" / str(seed)
-            apart.mkdir(parents=True)
-            tokens.save(apart)
-    write_json(folder / "results.json", dict(results) | {"ragkit": __version__})
-    write_text(folder / "README.md", card(learnt[0], results))
 
 
 def tables(results: Mapping[str, Any]) -> list[Any]:

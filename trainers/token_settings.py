@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from cyclopts import Parameter
 
 from ragkit.errors import SettingsError
 
-from .runs import json_values, whole_numbers
+from .runs import TrainingSettings, check_training, whole_numbers
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class TokenSettings:
+class TokenSettings(TrainingSettings):
     """What is learnt, from what, and how."""
 
     questions: Path
@@ -33,10 +33,6 @@ class TokenSettings:
     """Questions to evaluate on; --questions if --dev-qrels are given, else some are held out."""
     dev_qrels: Path | None = None
     """Evaluate on the questions that these judge."""
-    limit: int | None = None
-    """Questions to train on, drawn at random; all if not given."""
-    dev_limit: int = 200
-    """Questions to evaluate on, drawn at random."""
     tokens: int = 50
     """Virtual tokens to learn."""
     layout: Literal["auto", "chat", "plain"] = "auto"
@@ -60,21 +56,12 @@ class TokenSettings:
     seeds: str = "0"
     """Seeds, such as 0,1,2: each is learnt apart; the one with the least loss on dev is kept."""
     epochs: float = 3.0
-    """Passes through the questions."""
-    steps: int | None = None
-    """Optimiser steps, in place of --epochs."""
     batch: int = 8
     """Questions in a step, over all processes and accumulated passes."""
     micro_batch: int = 8
     """Questions in one pass of one process."""
     learning_rate: float = 5e-3
     """The highest learning rate."""
-    schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
-    """The course of the learning rate."""
-    warmup: float = 0.1
-    """The share of steps in which the learning rate rises."""
-    clip: float = 1.0
-    """The largest norm of the gradient."""
     evaluate_every: int = 50
     """Steps between two evaluations, each followed by a checkpoint."""
     start: Path | None = None
@@ -91,18 +78,10 @@ class TokenSettings:
     """Tokens that an answer may take in the evaluation."""
     token_counts: str = ""
     """Evaluate with the first k tokens too, such as 0,1,5."""
-    report_to: str = ""
-    """Where training is reported to, by transformers' names, such as tensorboard."""
     device: str | None = None
     """Where the model runs: cpu, cuda, mps; the best one here if not given."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """The model's number format; the tokens are learnt in fp32 always."""
-    replace: bool = False
-    """Replace the output that is there."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the settings as JSON values."""
-        return json_values(self)
 
 
 def check(settings: TokenSettings) -> tuple[list[int], list[int]]:
@@ -114,17 +93,10 @@ def check(settings: TokenSettings) -> tuple[list[int], list[int]]:
     Raises:
         SettingsError: naming the option.
     """
-    least = {"dev_limit": 2, "tokens": 1, "max_new_tokens": 1, "context_tokens": 1, "steps": 1}
-    for name, low in least.items():
-        value = getattr(settings, name)
-        if value is not None and value < low:
-            option = name.replace("_", "-")
-            raise SettingsError(f"--{option} must be at least {low}, not {value}")
-    if not 0 < settings.epochs < math.inf or not 0 <= settings.prefix_cache < math.inf:
-        raise SettingsError(
-            f"--epochs {settings.epochs} and --prefix-cache {settings.prefix_cache}: expected a "
-            "number above 0, and one from 0 up"
-        )
+    least = {"tokens": 1, "max_new_tokens": 1, "context_tokens": 1}
+    seeds = check_training(settings, least, settings.micro_batch)
+    if not 0 <= settings.prefix_cache < math.inf:
+        raise SettingsError(f"--prefix-cache {settings.prefix_cache}: expected a number from 0 up")
     if settings.gradient_checkpointing and settings.placement == "prompt-tuning":
         raise SettingsError("--gradient-checkpointing does not go with --placement prompt-tuning")
     counts = whole_numbers(settings.token_counts, "--token-counts") if settings.token_counts else []
@@ -132,7 +104,7 @@ def check(settings: TokenSettings) -> tuple[list[int], list[int]]:
         raise SettingsError(
             f"--token-counts asks for {max(counts)} virtual tokens; {settings.tokens} are learnt"
         )
-    return whole_numbers(settings.seeds, "--seeds"), counts
+    return seeds, counts
 
 
 def passage_range(text: str) -> tuple[int, int]:

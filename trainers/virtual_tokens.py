@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ragkit.artefacts import (
-    check_output,
-    file_record,
-    fingerprint,
-    new_folder,
-)
+from ragkit.artefacts import fingerprint
 from ragkit.assemble import RetrievalSettings
-from ragkit.console import print_json, print_tables, progress_bars, say
+from ragkit.console import say
 from ragkit.errors import SettingsError
 from ragkit.types import Progress
 
 from .questions import answered, check_apart, drawn, held_out, retrieved
-from .runs import check_state, own_device, training_state
-from .token_results import results_of, tables, write
+from .results import finish
+from .runs import (
+    check_state,
+    each_seed,
+    json_values,
+    loop_settings,
+    own_device,
+    records,
+    training_state,
+)
+from .token_results import card, results_of, tables
 from .token_settings import TokenSettings, check, passage_range
 
 if TYPE_CHECKING:
@@ -31,7 +35,6 @@ if TYPE_CHECKING:
     from ragkit.training.keeper import History
     from ragkit.training.token_runs import Retrieved, TokenRun
 
-MARK = "results.json"
 _GB = 1e9
 _FREE = {"prefix_cache", "prefix_cache_folder", "token_counts"}  # beside those of every program
 
@@ -52,15 +55,14 @@ def virtual_tokens(*, settings: TokenSettings, json: bool = False) -> None:
     from ragkit.models.precision import weights_hash
     from ragkit.training.keeper import processes as together
 
-    check_output(settings.output, settings.replace, MARK)
     seeds, counts = check(settings)
     run = None
     try:
-        with training_state(settings.output) as state, progress_bars() as progress:
+        with training_state(settings) as (state, progress):
             run, data = prepared(settings, progress)
             before = weights_hash(run.generator.model.state_dict())
-            check_state(state, settings.to_json(), data | {"weights": before}, _FREE)
-            learnt = [_learn(run, settings, seed, state, progress) for seed in seeds]
+            check_state(state, json_values(settings), data | {"weights": before}, _FREE)
+            learnt = each_seed(seeds, state, progress, partial(_learn, run, settings))
             if not together(run.generator.model.device).is_main_process:
                 return
             results = results_of(run, settings, seeds, counts, learnt, progress) | {"data": data}
@@ -69,14 +71,10 @@ def virtual_tokens(*, settings: TokenSettings, json: bool = False) -> None:
     finally:
         if run is not None and run.prefixes is not None:
             run.prefixes.close()
-    with new_folder(settings.output, replace=settings.replace, mark=MARK) as folder:
-        write(folder, seeds, [tokens for tokens, _ in learnt], results)
-    shutil.rmtree(state, ignore_errors=True)
-    if json:
-        print_json(results)
-    else:
-        print_tables(tables(results))
-        say(f"{settings.output}: {settings.tokens} virtual tokens for {settings.base}")
+    save = {str(seed): tokens.save for seed, (tokens, _) in zip(seeds, learnt, strict=True)}
+    told = [f"{settings.output}: {settings.tokens} virtual tokens for {settings.base}"]
+    report = card(learnt[0][0], results)
+    finish(settings, state, save, results, report, tables(results), told, json=json)
 
 
 def prepared(settings: TokenSettings, progress: Progress) -> tuple[TokenRun, dict[str, Any]]:
@@ -105,10 +103,7 @@ def prepared(settings: TokenSettings, progress: Progress) -> tuple[TokenRun, dic
     )
     with processes(device).main_process_first():  # the others find what the first has kept
         parts = [Retrieved(part, retrieved(part, by, high, progress)) for part in (train, dev)]
-    files = {
-        name: file_record(getattr(settings, name))
-        for name in ("questions", "qrels", "dev_questions", "dev_qrels")
-    }
+    files = records(settings, "questions", "qrels", "dev_questions", "dev_qrels")
     data = files | {"train": len(train), "dev": len(dev), "passages": _hash_of(parts)}
     return token_run(settings, parts[0], parts[1], (low, high), device), data
 
@@ -183,31 +178,19 @@ def _start(settings: TokenSettings, generator: Generator) -> torch.Tensor | None
 
 
 def _learn(
-    run: TokenRun, settings: TokenSettings, seed: int, state: Path, progress: Progress
+    run: TokenRun, settings: TokenSettings, seed: int, folder: Path, progress: Progress
 ) -> tuple[VirtualTokens, History]:
-    from ragkit.training.keeper import LoopSettings
-
-    examples = len(run.train.examples)
-    steps = settings.steps or max(1, round(settings.epochs * examples / settings.batch))
-    loop = LoopSettings(
-        steps=steps,
-        batch=settings.batch,
-        micro_batch=settings.micro_batch,
-        learning_rate=settings.learning_rate,
-        schedule=settings.schedule,
-        warmup=settings.warmup,
-        clip=settings.clip,
-        evaluate_every=settings.evaluate_every,
-        seed=seed,
-        report_to=tuple(name for name in settings.report_to.split(",") if name),
-    )
-    folder = state / f"seed-{seed}"
-    folder.mkdir(parents=True, exist_ok=True)
     return run.learn(
-        loop,
+        loop_settings(
+            settings,
+            len(run.train.examples),
+            seed,
+            settings.learning_rate,
+            micro_batch=settings.micro_batch,
+        ),
         folder,
         fixed=settings.fixed,
         objective=settings.objective,
         shuffle=settings.shuffle,
-        progress=lambda _, done, total: progress(f"train, seed {seed}", done, total),
+        progress=progress,
     )

@@ -111,7 +111,10 @@ def processes(device: torch.device) -> Any:
 
 
 class Keeper(TrainerCallback):
-    """Evaluates while the Trainer trains, keeps the best weights, and writes the state."""
+    """Evaluates while the Trainer trains, keeps the best weights, and writes the state.
+
+    Of several processes the first evaluates and writes; the others learn the value from it.
+    """
 
     def __init__(
         self,
@@ -139,6 +142,7 @@ class Keeper(TrainerCallback):
         self.offset = 0
         self.before = 0.0
         self.started = perf_counter()
+        self.processes = processes(next(iter(parameters.values())).device)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Evaluate what training starts from."""
@@ -148,7 +152,7 @@ class Keeper(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Seed what torch draws in the step: the same after a stop, and another in each process."""
-        rank = processes(next(iter(self.parameters.values())).device).process_index
+        rank = self.processes.process_index
         step = self.offset + state.global_step
         torch.manual_seed(((self.settings.seed * 1_000_003 + step) * 1_009 + rank) % 2**63)
 
@@ -173,7 +177,7 @@ class Keeper(TrainerCallback):
         if self.evaluate:
             self._judge(step)
         self.history.seconds = self.before + perf_counter() - self.started
-        if processes(next(iter(self.parameters.values())).device).is_main_process:
+        if self.processes.is_main_process:
             self._write()
             losses, values = self.history.losses, self.history.evaluations
             _log.info(
@@ -188,8 +192,11 @@ class Keeper(TrainerCallback):
 
     def _judge(self, step: int) -> None:
         assert self.evaluate is not None
-        with torch.no_grad():
-            value = self.history.evaluations[step] = float(self.evaluate())
+        value = math.nan
+        if self.processes.is_main_process:
+            with torch.no_grad():
+                value = float(self.evaluate())
+        value = self.history.evaluations[step] = self._of_the_first(value)
         if not math.isfinite(value):
             raise DataError(
                 f"at step {step} the loss on dev is {value}: training went astray. Lower "
@@ -199,6 +206,14 @@ class Keeper(TrainerCallback):
         if not before or value < min(before):
             self.history.best_step = step
             self.best = {n: p.detach().cpu().clone() for n, p in self.parameters.items()}
+
+    def _of_the_first(self, value: float) -> float:
+        """Return what the first process has, so that all take the same step for the best."""
+        if self.processes.num_processes == 1:
+            return value
+        shared = torch.tensor(value, dtype=torch.float64, device=self.processes.device)
+        torch.distributed.broadcast(shared, 0)
+        return float(shared)
 
     def take_best(self) -> None:
         """Give the module the best weights."""

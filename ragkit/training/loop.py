@@ -43,7 +43,8 @@ def train(
         collate: makes a batch of rows; its `labels` are counted over a step, but those of -100.
         settings: how.
         folder: where the state is kept; one that is there is gone on from.
-        evaluate: gives what is to become small; without it the last weights are kept.
+        evaluate: gives what is to become small, on the first process; without it the last weights
+            are kept.
         measure: what `evaluate` gives, or gives the negative of, is called.
         loss: called as sentence-transformers' losses are, on what `collate` gives its trainer.
         progress: told of the stage `train`.

@@ -13,7 +13,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Router
 
-from ..errors import ModelError
+from ..errors import ModelError, SettingsError
 from .retriever_loss import RetrieverLoss
 
 
@@ -107,9 +107,16 @@ def averaged(
 ) -> dict[str, torch.Tensor]:
     """Return (1 - share) · base + share · tuned of two state dicts (Wortsman et al. 2022, WiSE-FT).
 
-    Tensors that are not of floating point are the tuned ones.
+    Tensors that are not of floating point, or that the base lacks, are the tuned ones.
+
+    Raises:
+        SettingsError: `share` lies outside 0…1.
     """
+    if not 0 <= share <= 1:
+        raise SettingsError(f"the share of the learnt weights must lie in 0…1, not {share}")
     return {
-        name: torch.lerp(base[name], tensor, share) if tensor.is_floating_point() else tensor
+        name: torch.lerp(base[name], tensor, share)
+        if name in base and tensor.is_floating_point()
+        else tensor
         for name, tensor in tuned.items()
     }

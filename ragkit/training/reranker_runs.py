@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -18,6 +19,7 @@ from sentence_transformers.cross_encoder.losses import (
     LambdaLoss,
     ListNetLoss,
 )
+from transformers import AutoModelForSequenceClassification
 
 from ..errors import ModelError, SettingsError
 from ..models.cross_encoder import CrossEncoder
@@ -29,6 +31,7 @@ from .even import even_passes
 from .keeper import History, LoopSettings
 from .lists import DrawnList, DrawnLists, ListedQuestion, check_lists_of_two
 from .loop import train
+from .query_side import averaged
 
 RerankerObjective: TypeAlias = Literal["bce", "listwise", "distil"]
 """`bce`: each document is relevant or not. `listwise`: LambdaLoss, the order of a list by nDCG
@@ -148,6 +151,31 @@ class RerankerRun:
                 progress=progress,
             )
         return learner, history
+
+    def averaged(self, learnt: CrossEncoder, share: float) -> CrossEncoder:
+        """Return the cross-encoder between the base (0) and what was learnt (1).
+
+        Weights that the base lacks, as an encoder has no output of one score, are the learnt ones.
+
+        Raises:
+            SettingsError: `share` lies outside 0…1.
+        """
+        model = self.loaded()
+        base = {n: tensor for n, tensor in model.state_dict().items() if n not in self._drawn}
+        model.load_state_dict(averaged(base, learnt.model.state_dict(), share))
+        return CrossEncoder(model, self.base, precision="fp32")
+
+    @cached_property
+    def _drawn(self) -> set[str]:
+        """The names of the weights that the base lacks, and that are drawn when it is loaded."""
+        try:
+            with without_bars(), _quietly():
+                _, told = AutoModelForSequenceClassification.from_pretrained(
+                    resolve(self.base), num_labels=1, output_loading_info=True
+                )
+        except ValueError:  # no classifier: its modules, the output among them, lie in its folder
+            return set()
+        return {f"0.model.{name}" for name in told["missing_keys"]}
 
     def loaded(self) -> sentence_transformers.CrossEncoder:
         """Load the base with one output.

@@ -137,8 +137,6 @@ class RetrieverRun:
         Raises:
             SettingsError: `share` lies outside 0…1.
         """
-        if not 0 <= share <= 1:
-            raise SettingsError(f"the share of the learnt weights must lie in 0…1, not {share}")
         if self.side == "both":
             model = deepcopy(self.encoder.model)
             state = averaged(self.encoder.model.state_dict(), learnt.model.state_dict(), share)

@@ -1,9 +1,14 @@
 """Tiny random models: a generator whose embeddings are tied, as SmolLM2's are, and an encoder."""
 
+import os
 import string
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
@@ -108,3 +113,32 @@ def tiny_encoder_folder(tmp_path_factory):
 def tiny_encoder(tiny_encoder_folder):
     """A bi-encoder of random weights, in fp32."""
     return BiEncoder.load(str(tiny_encoder_folder), device="cpu", precision="fp32")
+
+
+@pytest.fixture
+def on_two_processes(request, tmp_path):
+    """Runs lines, which see the test file's names, on two processes: what each put into `found`."""
+
+    def run(body):
+        script, out = tmp_path / "script.py", tmp_path / "found"
+        script.write_text(
+            "import sys, torch\n"
+            "from pathlib import Path\n"
+            "from safetensors.torch import save_file\n"
+            f"sys.path[:0] = [{str(request.path.parent)!r}]\n"
+            f"from {request.path.stem} import *\n"
+            f"{body}\n"
+            "torch.distributed.barrier()\n"
+            "path = f'{sys.argv[1]}-{torch.distributed.get_rank()}'\n"
+            "save_file({n: t.contiguous() for n, t in found.items()}, path)\n"
+        )
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        subprocess.run(
+            [*torchrun, "--nproc-per-node=2", str(script), str(out)],
+            check=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+            timeout=300,
+        )
+        return [load_file(f"{out}-{rank}") for rank in (0, 1)]
+
+    return run

@@ -1,10 +1,6 @@
 """The loop: the same on one process and on two, after a kill, and with accumulated passes."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -93,31 +89,17 @@ def test_numbers_out_of_range_are_refused(tiny, tmp_path, change):
         run(tiny, tmp_path / "a", replace(SETTINGS, **change))
 
 
-def test_two_processes_give_what_one_does(tiny, tmp_path):
+def test_two_processes_give_what_one_does(tiny, tmp_path, on_two_processes):
+    """The first alone evaluates, and all take the best by its value."""
     expected, whole = run(tiny, tmp_path / "one")
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import sys, torch\n"
-        "from pathlib import Path\n"
-        f"sys.path[:0] = [{str(Path(__file__).parent)!r}]\n"
-        "import conftest, test_loop\n"
-        "tokens, history = test_loop.run(conftest.tiny_model(), Path(sys.argv[1]))\n"
-        "torch.distributed.barrier()\n"
-        "if torch.distributed.get_rank() == 0:\n"
-        "    from safetensors.torch import save_file\n"
-        "    loss = torch.tensor(history.evaluations[6])\n"
-        "    save_file({'tokens': tokens, 'loss': loss}, sys.argv[2])\n"
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    found = tmp_path / "found.safetensors"
-    subprocess.run(
-        [*command, str(script), str(tmp_path / "two"), str(found)],
-        check=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
-        timeout=300,
-    )
-    from safetensors.torch import load_file
-
-    two = load_file(found)
-    torch.testing.assert_close(two["tokens"], expected, atol=1e-5, rtol=0)
-    assert float(two["loss"]) == pytest.approx(whole.evaluations[6], abs=1e-5)
+    for found in on_two_processes(
+        "import conftest, os\n"
+        "stop_at = None if os.environ['RANK'] == '0' else 0  # the first time it evaluates\n"
+        f"place = Path({str(tmp_path / 'two')!r})\n"
+        "tokens, history = run(conftest.tiny_model(), place, stop_at=stop_at)\n"
+        "found = {'tokens': tokens, 'best': torch.tensor(history.best_step)}\n"
+        "found['losses'] = torch.tensor(list(history.evaluations.values()))\n"
+    ):
+        torch.testing.assert_close(found["tokens"], expected, atol=1e-5, rtol=0)
+        losses = pytest.approx(list(whole.evaluations.values()), abs=1e-5)
+        assert found["losses"].tolist() == losses and int(found["best"]) == whole.best_step

@@ -1,16 +1,11 @@
 """Losses, lists and passes of a retriever, each against a plain computation."""
 
 import math
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file  # noqa: F401  (of a script)
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from torch.nn import functional
@@ -516,38 +511,15 @@ def test_without_qrels_the_answers_tell(tiny_encoder, index):
         DevSearch(index, [Example(Query("q", "?"))], {})
 
 
-def script_of(tmp_path, body):
-    """Run lines on two processes; what they put into `found` comes back from the first."""
-    script, out = tmp_path / "script.py", tmp_path / "found.safetensors"
-    script.write_text(
-        "import sys, torch\n"
-        "from pathlib import Path\n"
-        f"sys.path[:0] = [{str(Path(__file__).parent)!r}]\n"
-        "from test_retriever import *\n"
-        f"{body}\n"
-        "torch.distributed.barrier()\n"
-        "if torch.distributed.get_rank() == 0:\n"
-        "    save_file({n: t.contiguous() for n, t in found.items()}, sys.argv[1])\n"
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    subprocess.run(
-        [*command, str(script), str(out)],
-        check=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
-        timeout=300,
-    )
-    return load_file(out)
-
-
 LOSSES = (LossSettings(), LossSettings("margin-mse", temperature=1.0), LossSettings("kl"))
 
 
-def test_two_processes_learn_what_one_does(tiny_encoder_folder, tmp_path):
+def test_two_processes_learn_what_one_does(tiny_encoder_folder, tmp_path, on_two_processes):
     """Questions of one document fall to both: it counts once, and for each is a positive."""
     folder = str(tiny_encoder_folder)
     expected = learnt_with_all(folder, tmp_path / "one")
     given = f"{folder!r}, Path({str(tmp_path / 'two')!r})"
-    found = script_of(tmp_path, f"found = learnt_with_all({given})")
+    found, _ = on_two_processes(f"found = learnt_with_all({given})")
     for name, tensor in expected.items():
         if not name.endswith("key.bias"):  # no vector depends on it: Adam follows rounding errors
             torch.testing.assert_close(found[name], tensor, atol=1e-4, rtol=0)

@@ -82,7 +82,9 @@ def test_from_mined_negatives_to_a_refreshed_index(place, tiny_encoder_folder, c
     assert "encoder made of" in (out / "README.md").read_text()
 
 
-@pytest.mark.parametrize("options", [("--side=query",), ("--objective=query-adapter", "--lora=2")])
+@pytest.mark.parametrize(
+    "options", [("--side=query", "--batch=10"), ("--objective=query-adapter", "--lora=2")]
+)
 def test_what_changes_queries_alone_searches_the_index_as_it_is(
     place, tiny_encoder_folder, options, capsys
 ):
@@ -278,6 +280,7 @@ def test_a_reranker_is_learnt_from_labels_or_from_utility(
     results = results_of(capsys)
     assert results["seconds_a_question"] > 0
     assert set(results["measures"]["after"]) >= {"nDCG@10", "MRR@10", "recall@5"}
+    assert results["average"]["taken"] == 1 and list(results["average"]["tried"]) == ["1.0"]
     model = CrossEncoder.load("out", device="cpu", precision="fp32")
     plain = sentence_transformers.CrossEncoder("out", device="cpu")
     pairs = [("when does tin melt?", "tin melts at 90."), ("tin", "lead")]
@@ -311,12 +314,57 @@ def test_a_stopped_run_goes_on_and_others_are_refused(
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_the_average_is_swept_on_dev(place, tiny_encoder_folder, capsys):
-    options = ("--qrels=qrels.tsv", "--average=sweep", "--json")
-    assert train("retriever", tiny_encoder_folder, *options) == 0
-    average = results_of(capsys)["average"]
+def test_a_stopped_retrieval_goes_on(place, monkeypatch):
+    from ragkit.trainers import questions
+
+    from ragkit.assemble import RetrievalSettings
+    from ragkit.corpus import read_questions
+    from ragkit.retrievers import Bm25Retriever
+    from ragkit.types import quiet
+
+    index, settings = Index.open("kb"), RetrievalSettings(index=place / "kb", retriever="bm25")
+    asked = [example.query for example in read_questions(place / "questions.jsonl")]
+    rows = index.documents.rows
+    expected = [
+        [(rows[hit.document.id], hit.score) for hit in hits]
+        for hits in Bm25Retriever(index).retrieve(asked, 3)
+    ]
+    monkeypatch.setattr(questions, "_SLICE", 6)
+    retrieve, seen = Bm25Retriever.retrieve, []
+
+    def counted(self, queries, k):
+        seen.append(len(queries))
+        return retrieve(self, queries, k)
+
+    def stop(stage, done, total):
+        if done == 12:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Bm25Retriever, "retrieve", counted)
+    with pytest.raises(KeyboardInterrupt):
+        questions.ranked(index, asked, settings, 3, stop)
+    assert questions.ranked(index, asked, settings, 3, quiet) == expected
+    assert questions.ranked(index, asked, settings, 3, quiet) == expected
+    assert seen == [6, 6, 6, 2]
+
+
+@pytest.mark.parametrize("what", ["retriever", "reranker"])
+def test_the_average_is_swept_on_dev(place, tiny_encoder_folder, what, capsys):
+    assert mine() == 0
+    capsys.readouterr()
+    options = ("--examples=mined.jsonl", "--seeds=0,1", "--steps=10", "--json")
+    assert train(what, tiny_encoder_folder, *options, "--average=sweep") == 0
+    results = results_of(capsys)
+    average, after = results["average"], results["measures"]["after"]
     assert list(average["tried"]) == ["0.25", "0.5", "0.75", "1.0"]
-    assert average["tried"][str(average["taken"])] == max(average["tried"].values())
+    best = average["tried"][str(average["taken"])]
+    assert best == max(average["tried"].values())
+    assert after[results["measure"]]["mean"] == pytest.approx(best)
+    told = f"share of the learnt weights: {average['taken']}\n"
+    assert told in (place / "out" / "README.md").read_text()
+    options = (*options, "--average=0.5", "--replace")
+    assert train(what, tiny_encoder_folder, *options) == 0
+    assert results_of(capsys)["average"]["tried"] == {"0.5": pytest.approx(average["tried"]["0.5"])}
 
 
 BAD = [
