@@ -127,13 +127,7 @@ WAYS = {
 def ways(rows: Sequence[dict[str, Any]]) -> str:
     """Lay out the ways to learn of quality_tokens.py, and how far they are from the first one."""
     measures = ("EM", "F1", "cover")
-    plain = max((row["conditions"] for row in rows if row["way"] != "all"), key=len)
-    lines = [
-        (title, *(_mean(of[m]) for m in measures), "", str(of["EM"]["n"]))
-        for title in ("prompt only", "unplugged")
-        for name, of in plain.items()
-        if name.endswith(f": {title}") and not name.startswith("of another")
-    ]
+    lines = []
     compared = next(row for row in rows if row["way"] == "all")
     for way, of in compared["conditions"].items():
         away = [v for name, v in compared["differences"].items() if name.endswith(f" - {way}")]
