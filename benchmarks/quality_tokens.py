@@ -90,9 +90,10 @@ def main() -> None:
             found, ways[part] = table(run, part, learnt, dev, dense, arguments, progress)
             found["training"] = training
             found["base unchanged"] = before == weights_hash(generator.model.state_dict())
-            found["probes"] = probes(generator, arguments)
             Console(width=120).print(part, found["conditions"])
             rows.append({"way": part} | found)
+    general = probes(generator, arguments)
+    rows = [row | {"probes": general} for row in rows]
     if len(ways) > 1:  # differences are of the first one
         rows.append({"way": "all"} | scored(dev.examples, dict(reversed(ways.items()))))
     used = {name: str(value) for name, value in vars(arguments).items() if name != "work"}

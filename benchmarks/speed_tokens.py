@@ -226,8 +226,7 @@ def limit(
     weights = sum(p.numel() for n, p in model.named_parameters() if "embed" not in n)
     head = model.get_input_embeddings().weight.numel()
     rows = [row for batch in batches for row in batch]
-    sizes = [row.tokens + len(row.after) + len(row.answer) - 1 for row in rows]
-    later = 4.0 * weights * sum(sizes)
+    later = 4.0 * weights * sum(row.learnt_through for row in rows)
     first = later + 2.0 * weights * read
     recipe = 4.0 * (weights + head) * LONGEST * len(rows)
     one, other = torch.randn(512, 2048), torch.randn(2048, 2048)

@@ -3,7 +3,8 @@
     python benchmarks/table.py --write     # or --check, which fails where README differs
 
 README marks each place with `<!-- benchmark:NAME -->` and `<!-- /benchmark -->`; NAME is
-retrieval, reading, contexts, tokens, ways or speed.
+retrieval, reading, contexts, tokens, ways,
+adaptation or speed.
 """
 
 from __future__ import annotations
@@ -133,7 +134,8 @@ def ways(rows: Sequence[dict[str, Any]]) -> str:
         away = [v for name, v in compared["differences"].items() if name.endswith(f" - {way}")]
         cells = [_mean(of[m]) for m in measures]
         lines.append((WAYS[way], *cells, _mean(away[0]["EM"]) if away else "", str(of["EM"]["n"])))
-    return _table(("order", *measures, "EM of the first order, less this", "n"), lines)
+    lines.sort(key=lambda line: line[-2] != "")  # the one that the others are compared with
+    return _table(("order", *measures, "EM of the first row, less this", "n"), lines)
 
 
 def _condition_place(item: tuple[str, Any]) -> tuple[str, int]:

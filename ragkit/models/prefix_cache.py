@@ -90,9 +90,7 @@ class PrefixCache:
 
     def _layers(self, key: Hashable, ids: tuple[int, ...]) -> Layers:
         had, kept = self._kept.get(key, ((), []))
-        common = common_length(had, ids)
-        if common < len(ids):
-            common, kept = self._alike(ids, common, kept)
+        common, kept = self._alike(ids, common_length(had, ids), kept)
         layers = self._opened(kept, common)
         if common < len(ids):
             layers = extend(self._model, layers, ids, common)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -38,6 +39,11 @@ class TokenRow:
     tokens: int
     after: tuple[int, ...]
     answer: tuple[int, ...]
+
+    @property
+    def learnt_through(self) -> int:
+        """How many places gradients flow through: the virtual tokens and what follows them."""
+        return self.tokens + len(self.after) + len(self.answer) - 1
 
 
 def row_of(
@@ -162,11 +168,11 @@ class TokenTrainee(torch.nn.Module):
             num_items_in_batch: the labels of a whole step, over all processes.
         """
         count = labels.ne(IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
-        sizes = [row.tokens + len(row.after) + len(row.answer) - 1 for row in batch.rows]
-        # Rows of like length in a pass: on a CPU, what is saved in padding is saved in time.
-        parts = list(batches(sizes, _PASS.get(self.frozen[0].device.type, sum(sizes) ** 2)))
+        model, prefixes = self.frozen
+        sizes = [row.learnt_through + (0 if prefixes else len(row.before)) for row in batch.rows]
         losses = []
-        for places in parts:
+        # Rows of like length in a pass: on a CPU, what is saved in padding is saved in time.
+        for places in batches(sizes, _PASS.get(model.device.type, sys.maxsize)):
             rows = [batch.rows[place] for place in places]
             longest = max(len(row.answer) for row in rows)
             logits = self._logits(rows, longest)
