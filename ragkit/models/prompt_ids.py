@@ -55,7 +55,7 @@ class PromptEncoder:
     def __init__(self, tokenizer: Any, chat: bool) -> None:
         self._tokenizer = tokenizer
         self.chat = chat
-        self._closing: list[int] | None = None
+        self._around: tuple[str, list[int]] | None = None
 
     def data_ids(self, text: str) -> list[int]:
         """Tokenise untrusted text: what looks like a control token is spelled out, not obeyed."""
@@ -150,14 +150,29 @@ class PromptEncoder:
         """
         if not self.chat:
             return [*self.data_ids(" " + text), ends[0]]
-        if self._closing is None:
-            turns = [{"role": "user", "content": ""}, {"role": "assistant", "content": "\ue001"}]
-            try:
-                rendered = str(self._tokenizer.apply_chat_template(turns, tokenize=False))
-            except TemplateError:
-                rendered = ""
-            self._closing = self._instruction_ids(rendered.rpartition("\ue001")[-1])
-        return [*self.data_ids(text), next((i for i in self._closing if i in ends), ends[0])]
+        if self._around is None:
+            self._around = self._around_answers()
+        blank, closing = self._around
+        return [*self.data_ids(blank + text), next((i for i in closing if i in ends), ends[0])]
+
+    def _around_answers(self) -> tuple[str, list[int]]:
+        """Return the blank that the chat template has an answer begin with, and ids behind it.
+
+        Templates that end a prompt in `[/INST]` put a blank before the answer. It is the first
+        word's, unless the tokenizer gives each text one by itself.
+        """
+        user, answer = {"role": "user", "content": ""}, {"role": "assistant", "content": "\ue001"}
+        try:
+            rendered = str(self._tokenizer.apply_chat_template([user, answer], tokenize=False))
+        except TemplateError:
+            rendered = ""
+        before, _, after = rendered.rpartition("\ue001")
+        header = self.render_turns([user])
+        joined = self._instruction_ids(before + "a")
+        begun = before == header + " " and (
+            joined == self._instruction_ids(header) + self.data_ids(" a")
+        )
+        return " " if begun else "", self._instruction_ids(after)
 
     def start_ids(self) -> list[int]:
         """Return what the tokenizer puts before a plain text: a beginning token, or nothing."""

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch.utils.data import Dataset
@@ -105,15 +105,23 @@ class TokenRows(Dataset[TokenRow]):
         return self._make(draw, passages)
 
 
+class _Answering(Protocol):
+    @property
+    def answer(self) -> tuple[int, ...]: ...
+
+
+_Row = TypeVar("_Row", bound=_Answering)
+
+
 @dataclass(frozen=True, slots=True)
-class RowBatch:
+class RowBatch(Generic[_Row]):
     """Rows that go through the trainer as they are."""
 
-    rows: tuple[TokenRow, ...]
+    rows: tuple[_Row, ...]
 
 
-def collate(rows: Sequence[TokenRow]) -> dict[str, Any]:
-    """Return what `TokenTrainee.forward` takes.
+def collate(rows: Sequence[_Row]) -> dict[str, Any]:
+    """Return what a trainee's `forward` takes, for rows that each have an `answer`.
 
     The labels, of shape [rows, longest answer], are the answers' ids, aligned at their ends.
     """
@@ -156,7 +164,7 @@ class TokenTrainee(torch.nn.Module):
 
     def forward(
         self,
-        batch: RowBatch,
+        batch: RowBatch[TokenRow],
         labels: torch.Tensor,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> dict[str, torch.Tensor]:

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AutoModelForCausalLM,
     BertConfig,
     BertModel,
     BertTokenizer,
@@ -56,6 +58,43 @@ def tiny_model(vocabulary=97):
         bos_token_id=None,
     )
     return LlamaForCausalLM(config).eval()
+
+
+SMALL = {
+    "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
+}  # fmt: skip
+WINDOWS = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
+KINDS = {
+    "Mistral": {"sliding_window": 4},
+    "Gemma2": {**WINDOWS, "head_dim": 8},
+    "Gemma3Text": {**WINDOWS, "head_dim": 8},
+    "Qwen3": {"head_dim": 8},
+    "Phi3": {"pad_token_id": 0},
+    "Mixtral": {"num_local_experts": 4},
+    "Lfm2": {"layer_types": ["conv", "full_attention"]},
+    "GPT2": {"n_embd": 32, "n_head": 4, "n_layer": 2},
+    "Bloom": {"n_head": 4, "n_layer": 2},
+}  # fmt: skip
+KNOWN = {
+    "GPT2": ["vocab_size"],
+    "Falcon": ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"],
+    "Bloom": ["vocab_size", "hidden_size", "num_hidden_layers"],
+    "Mamba": ["vocab_size", "hidden_size", "num_hidden_layers"],
+}
+
+
+@pytest.fixture
+def of_kind():
+    """Makes a tiny random model of a kind, by transformers' name of it."""
+
+    def made(name, attention=None, **given):
+        torch.manual_seed(0)
+        known = {key: SMALL[key] for key in KNOWN.get(name, SMALL)}
+        config = getattr(transformers, f"{name}Config")(**known, **KINDS.get(name, {}), **given)
+        return AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+
+    return made
 
 
 @pytest.fixture(scope="session")
