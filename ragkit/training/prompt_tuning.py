@@ -11,7 +11,7 @@ import torch
 from peft import PromptTuningConfig, TaskType, get_peft_model
 
 from ..models.precision import pad
-from .token_loss import IGNORED, RowBatch, answer_loss
+from .token_loss import IGNORED, RowBatch, TokenRow, answer_loss
 
 
 class PromptTuningTrainee(torch.nn.Module):
@@ -36,7 +36,7 @@ class PromptTuningTrainee(torch.nn.Module):
 
     def forward(
         self,
-        batch: RowBatch,
+        batch: RowBatch[TokenRow],
         labels: torch.Tensor,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> dict[str, torch.Tensor]:
