@@ -36,6 +36,7 @@ from ragkit.models.virtual_tokens import VirtualTokens
 from ragkit.readers import GeneratorReader
 from ragkit.retrievers import Bm25Retriever, DenseRetriever
 from ragkit.styles import style_named
+from ragkit.training.generator_runs import GeneratorRun
 from ragkit.training.keeper import LoopSettings
 from ragkit.training.token_runs import Condition, Retrieved, TokenRun, answered, scored
 from ragkit.types import Hit, Progress
@@ -47,6 +48,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "last": {"placement": "last"},
     "fixed": {"fixed": True},
     "prompt-tuning": {"placement": "start", "fixed": True},
+    "lora": {"rank": 8, "learning_rates": "2e-3,5e-4"},
 }
 CHOOSING = 48  # questions that choose the best step
 SLICE = 20  # questions that are answered at a time
@@ -86,8 +88,12 @@ def main() -> None:
         ways: dict[str, list[list[str]]] = {}
         for part in arguments.parts.split(","):
             run = run_of(part, generator, train, arguments, cache)
-            learnt, training = learnt_by_seed(run, part, arguments, progress)
-            found, ways[part] = table(run, part, learnt, dev, dense, arguments, progress)
+            folders, training = learnt_by_seed(run, part, arguments, progress)
+            if isinstance(run, GeneratorRun):
+                found, ways[part] = adapted(run, folders, dev, arguments, progress)
+            else:
+                learnt = [VirtualTokens.load(folder) for folder in folders]
+                found, ways[part] = table(run, part, learnt, dev, dense, arguments, progress)
             found["training"] = training
             found["base unchanged"] = before == weights_hash(generator.model.state_dict())
             Console(width=120).print(part, found["conditions"])
@@ -132,7 +138,7 @@ def run_of(
     train: Retrieved,
     arguments: Any,
     cache: PrefixCache,
-) -> TokenRun:
+) -> TokenRun | GeneratorRun:
     """Return the run of one way to train, with questions that choose the best step held out."""
     placement = WAYS[part].get("placement", "middle")
     style = style_named("virtual-tokens").placing(placement)
@@ -140,6 +146,9 @@ def run_of(
     learning = Retrieved(train.examples[:-CHOOSING], train.hits[:-CHOOSING])
     choosing = Retrieved(train.examples[-CHOOSING:], train.hits[-CHOOSING:])
     passages = (min(1, arguments.passages), arguments.passages)
+    if "rank" in WAYS[part]:
+        rank = WAYS[part]["rank"]
+        return GeneratorRun(generator, reader.prompt, learning, choosing, passages, rank)
     return TokenRun(
         generator,
         style,
@@ -154,30 +163,34 @@ def run_of(
 
 
 def learnt_by_seed(
-    run: TokenRun, part: str, arguments: Any, progress: Progress
-) -> tuple[list[VirtualTokens], dict[str, Any]]:
-    """Return the tokens of each seed, at the rate that was best for the first one."""
+    run: TokenRun | GeneratorRun, part: str, arguments: Any, progress: Progress
+) -> tuple[list[Path], dict[str, Any]]:
+    """Return the folders of what each seed learnt, at the rate that was best for the first one."""
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
-    rates = [float(rate) for rate in arguments.learning_rates.split(",")]
+    tried_rates = WAYS[part].get("learning_rates", arguments.learning_rates).split(",")
+    rates = [float(rate) for rate in tried_rates]
     tried = [learn(run, part, seeds[0], rate, arguments, progress) for rate in rates]
     losses = [min(history["evaluations"].values()) for _, history in tried]
     rate = rates[losses.index(min(losses))]
     done = [tried[rates.index(rate)]]
     done += [learn(run, part, seed, rate, arguments, progress) for seed in seeds[1:]]
     training = {
-        "loss of each learning rate": dict(
-            zip(arguments.learning_rates.split(","), losses, strict=True)
-        ),
+        "loss of each learning rate": dict(zip(tried_rates, losses, strict=True)),
         "learning rate": rate,
         "histories": [history for _, history in done],
     }
-    return [tokens for tokens, _ in done], training
+    return [folder for folder, _ in done], training
 
 
 def learn(
-    run: TokenRun, part: str, seed: int, rate: float, arguments: Any, progress: Progress
-) -> tuple[VirtualTokens, dict[str, Any]]:
-    """Learn the tokens of one seed, or take what was learnt before."""
+    run: TokenRun | GeneratorRun,
+    part: str,
+    seed: int,
+    rate: float,
+    arguments: Any,
+    progress: Progress,
+) -> tuple[Path, dict[str, Any]]:
+    """Learn what one seed gives, or take what was learnt before."""
     folder = arguments.work / part / f"{seed}-{rate:g}"
     if not (folder / "history.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -188,13 +201,37 @@ def learn(
             evaluate_every=max(1, arguments.steps // arguments.evaluations),
             seed=seed,
         )
-        fixed = WAYS[part].get("fixed", False)
-        tokens, history = run.learn(settings, folder, fixed=fixed, progress=progress)
-        tokens.save(folder)
+        if isinstance(run, GeneratorRun):
+            history = run.learn(settings, folder, progress=progress)
+        else:
+            fixed = WAYS[part].get("fixed", False)
+            tokens, history = run.learn(settings, folder, fixed=fixed, progress=progress)
+            tokens.save(folder)
         write_json(folder / "history.json", asdict(history))
         Console().print(part, seed, rate, asdict(history))
-    history = json.loads((folder / "history.json").read_text(encoding="utf-8"))
-    return VirtualTokens.load(folder), history
+    return folder, json.loads((folder / "history.json").read_text(encoding="utf-8"))
+
+
+def adapted(
+    run: GeneratorRun, folders: Sequence[Path], dev: Retrieved, arguments: Any, progress: Progress
+) -> tuple[dict[str, Any], list[list[str]]]:
+    """Answer the dev questions by each seed's adapter: its scores, and texts [seeds, questions]."""
+    depth, count = arguments.shown, len(dev.examples)
+    name = f"BM25, {depth} passages: LoRA of rank {run.rank}"
+    prompts = [
+        run.prompt(example.query, hits[:depth])
+        for example, hits in zip(dev.examples, dev.hits, strict=True)
+    ]
+    texts = []
+    for folder in folders:
+        path = folder / f"answers-{depth}-{count}.json"
+        if not path.exists():
+            asked, longest = [Condition(name, prompts)], arguments.max_new_tokens
+            reader = Generator.load(str(folder))
+            said = answered(reader, asked, max_new_tokens=longest, progress=progress)
+            write_json(path, said[name][0])
+        texts.append(json.loads(path.read_text(encoding="utf-8")))
+    return scored(dev.examples, {name: texts}), texts
 
 
 def table(

@@ -72,7 +72,15 @@ def answer_loss(
     return losses / torch.as_tensor(divisor, device=losses.device)
 
 
-class TokenRows(Dataset[TokenRow]):
+class _Answering(Protocol):
+    @property
+    def answer(self) -> tuple[int, ...]: ...
+
+
+_Row = TypeVar("_Row", bound=_Answering)
+
+
+class Rows(Dataset[_Row]):
     """The rows of a run's draws, made when they are asked for.
 
     Args:
@@ -85,7 +93,7 @@ class TokenRows(Dataset[TokenRow]):
     def __init__(
         self,
         draws: Draws,
-        make: Callable[[Draw, Sequence[int]], TokenRow],
+        make: Callable[[Draw, Sequence[int]], _Row],
         found: Sequence[int],
         start: int = 0,
     ) -> None:
@@ -97,20 +105,12 @@ class TokenRows(Dataset[TokenRow]):
     def __len__(self) -> int:
         return len(self._draws) - self._start
 
-    def __getitem__(self, place: int) -> TokenRow:
+    def __getitem__(self, place: int) -> _Row:
         draw = self._draws[self._start + place]
         passages = list(range(min(draw.passages, self._found[draw.example])))
         if draw.shuffle is not None:
             Random(draw.shuffle).shuffle(passages)
         return self._make(draw, passages)
-
-
-class _Answering(Protocol):
-    @property
-    def answer(self) -> tuple[int, ...]: ...
-
-
-_Row = TypeVar("_Row", bound=_Answering)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from .draws import Draw, Draws
 from .keeper import History, LoopSettings
 from .loop import train
 from .prompt_tuning import PromptTuningTrainee
-from .token_loss import TokenRow, TokenRows, TokenTrainee, collate, row_of
+from .token_loss import Rows, TokenRow, TokenTrainee, collate, row_of
 
 MakePrompt: TypeAlias = Callable[[Query, Sequence[Hit]], Prompt]
 _DEV = "dev"
@@ -96,7 +96,7 @@ class TokenRun:
         trainee = self._trainee()
         history = train(
             trainee,
-            lambda begin: TokenRows(draws, self._row, found, begin),
+            lambda begin: Rows(draws, self._row, found, begin),
             collate,
             settings,
             folder,

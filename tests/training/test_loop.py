@@ -10,7 +10,7 @@ from ragkit.models.prefix_cache import PrefixCache
 from ragkit.training.draws import Draws
 from ragkit.training.keeper import LoopSettings
 from ragkit.training.loop import train
-from ragkit.training.token_loss import TokenRow, TokenRows, TokenTrainee, collate
+from ragkit.training.token_loss import Rows, TokenRow, TokenTrainee, collate
 
 SETTINGS = LoopSettings(
     steps=6, batch=4, micro_batch=2, learning_rate=0.05, warmup=0.2, evaluate_every=2
@@ -37,7 +37,7 @@ def run(model, folder, settings=SETTINGS, *, stop_at=None):
         return float(trainee(**collate(rows))["loss"])
 
     folder.mkdir(exist_ok=True)
-    rows = lambda begin: TokenRows(draws, make, (3,) * 7, begin)  # noqa: E731
+    rows = lambda begin: Rows(draws, make, (3,) * 7, begin)  # noqa: E731
     history = train(trainee, rows, collate, settings, folder, evaluate=evaluate)
     return trainee.tokens.detach(), history
 
