@@ -122,6 +122,7 @@ WAYS = {
     "front": "tokens, passages, question",
     "fixed": "passages, tokens, question; all tokens in each step",
     "prompt-tuning": "tokens before all (peft's prompt tuning)",
+    "lora": "no tokens: LoRA of rank 8",
 }
 
 
@@ -135,7 +136,7 @@ def ways(rows: Sequence[dict[str, Any]]) -> str:
         cells = [_mean(of[m]) for m in measures]
         lines.append((WAYS[way], *cells, _mean(away[0]["EM"]) if away else "", str(of["EM"]["n"])))
     lines.sort(key=lambda line: line[-2] != "")  # the one that the others are compared with
-    return _table(("order", *measures, "EM of the first row, less this", "n"), lines)
+    return _table(("what is learnt", *measures, "EM of the first row, less this", "n"), lines)
 
 
 def _condition_place(item: tuple[str, Any]) -> tuple[str, int]:
