@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from random import Random
 from typing import Any, TypeAlias
@@ -142,6 +143,37 @@ def mine(
     return [search.example() for search in searches], counts
 
 
+class Relevant:
+    """The documents that are relevant to a question, and so are none of its negatives.
+
+    Args:
+        positives: those of the question.
+        grades: document id -> grade; what is graded above 0 is relevant too.
+    """
+
+    def __init__(self, positives: Sequence[Document], grades: Mapping[str, int]) -> None:
+        self._ids = {document for document, grade in grades.items() if grade > 0}
+        for positive in positives:
+            self._ids |= {positive.id, parent_of(positive) or positive.id}
+        self._texts = {each.text for each in positives}
+
+    def __contains__(self, document: Document) -> bool:
+        """Tell whether a document, its parent or its text is relevant."""
+        known = document.id in self._ids or parent_of(document) in self._ids
+        return known or document.text in self._texts
+
+    @cached_property
+    def _shingles(self) -> list[frozenset[str]]:
+        return [shingles(normalize_text(text)) for text in self._texts]
+
+    def similarity(self, document: Document) -> float:
+        """Return the Jaccard similarity of a document's shingles to the nearest positive's."""
+        own = shingles(normalize_text(document.text))
+        return max(
+            (len(own & other) / max(1, len(own | other)) for other in self._shingles), default=0.0
+        )
+
+
 @dataclass(slots=True)
 class _Candidate:
     document: Document
@@ -165,13 +197,9 @@ class _Search:
         self.query = example.query.text
         self.positives = [_Candidate(each, {"retriever": retriever}) for each in example.positives]
         self._example, self._rules, self._counts = example, rules, counts
-        self._shingles = [shingles(normalize_text(each.text)) for each in example.positives]
-        self._texts = {each.text for each in example.positives}
-        self._relevant = {document for document, grade in grades.items() if grade > 0}
-        for positive in example.positives:
-            self._relevant |= {positive.id, parent_of(positive) or positive.id}
+        self._relevant = Relevant(example.positives, grades)
         self._kept: list[_Candidate] = []
-        best = next((hit.score for hit in hits if self._is_relevant(hit.document)), None)
+        best = next((hit.score for hit in hits if hit.document in self._relevant), None)
         self._best = best
         places = {hit.document.id: (rank, hit.score) for rank, hit in enumerate(hits, 1)}
         for each in self.positives:
@@ -225,7 +253,7 @@ class _Search:
             alike = 0.0
             reason = self._reason(rank, hit)
             if reason is None:
-                alike = self._similarity(hit.document)
+                alike = self._relevant.similarity(hit.document)
                 reason = self._reason_in_text(hit.document, alike)
             if reason is not None:
                 self._counts[reason] += 1
@@ -239,7 +267,7 @@ class _Search:
         rules, best = self._rules, self._best
         if rank < rules.from_rank:
             return "rank"
-        if self._is_relevant(hit.document):
+        if hit.document in self._relevant:
             return "relevant"
         if hit.document.id in rules.held_out or parent_of(hit.document) in rules.held_out:
             return "held_out"
@@ -256,15 +284,6 @@ class _Search:
         if self._rules.allow_answers:
             return None
         return "answer" if cover_match(document.contents, self._example.answers) else None
-
-    def _is_relevant(self, document: Document) -> bool:
-        known = document.id in self._relevant or parent_of(document) in self._relevant
-        return known or document.text in self._texts
-
-    def _similarity(self, document: Document) -> float:
-        """Return the Jaccard similarity of a document's shingles to the nearest positive's."""
-        own = shingles(normalize_text(document.text))
-        return max(len(own & other) / max(1, len(own | other)) for other in self._shingles)
 
 
 def _score(asked: Sequence[tuple[_Search, Sequence[_Candidate]]], score: Score) -> None:
