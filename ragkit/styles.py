@@ -87,6 +87,9 @@ def style_from(value: Mapping[str, Any]) -> PromptStyle:
         raise SettingsError(f"this is no prompt style: {error}") from error
 
 
+ABSTENTION = "I don't know"
+"""What a reader is to say where the answer is not known."""
+
 SPRING_INSTRUCTION = (
     "According to the previous relevant passages, please answer the following question. "
     "Only return the answer without any other words."
@@ -100,14 +103,14 @@ STYLES: dict[str, PromptStyle] = {
             system=(
                 "Answer the question based on the given passages. Give only the answer, in a few "
                 "words, and cite the passage that holds it by its number, such as [2]. "
-                "If the passages do not hold the answer, say: I don't know.\n\n{context}"
+                f"If the passages do not hold the answer, say: {ABSTENTION}.\n\n{{context}}"
             ),
             user="Question: {question}",
             passage="[{number}] {text}\n",
             titled="[{number}] {title}: {text}\n",
             alone=(
                 "Answer the question. Give only the answer, in a few words. "
-                "If you do not know it, say: I don't know."
+                f"If you do not know it, say: {ABSTENTION}."
             ),
         ),
         # FlashRAG's default template (Jin et al., 2024), word for word, missing blanks included.

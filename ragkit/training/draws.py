@@ -83,7 +83,7 @@ class Draws(Sequence[Draw]):
         if not 0 <= place < len(self):
             raise IndexError(place)
         epoch, rank = divmod(place, len(self.answers))
-        example = _order(self.seed, epoch, len(self.answers))[rank]
+        example = epoch_order(self.seed, epoch, len(self.answers))[rank]
         own = Random(f"{self.seed} draw {place}")
         passages = own.randint(*self.passages)
         answer = own.randrange(self.answers[example])
@@ -100,7 +100,8 @@ class Draws(Sequence[Draw]):
 
 
 @lru_cache(maxsize=4)
-def _order(seed: int, epoch: int, count: int) -> list[int]:
+def epoch_order(seed: int, epoch: int, count: int) -> tuple[int, ...]:
+    """Return the order in which an epoch passes through so many examples."""
     order = list(range(count))
     Random(f"{seed} epoch {epoch}").shuffle(order)
-    return order
+    return tuple(order)
