@@ -38,6 +38,7 @@ from ragkit.retrievers import Bm25Retriever, DenseRetriever
 from ragkit.styles import style_named
 from ragkit.training.generator_runs import GeneratorRun
 from ragkit.training.keeper import LoopSettings
+from ragkit.training.mixes import Mix
 from ragkit.training.token_runs import Condition, Retrieved, TokenRun, answered, scored
 from ragkit.types import Hit, Progress
 
@@ -147,8 +148,10 @@ def run_of(
     choosing = Retrieved(train.examples[-CHOOSING:], train.hits[-CHOOSING:])
     passages = (min(1, arguments.passages), arguments.passages)
     if "rank" in WAYS[part]:
-        rank = WAYS[part]["rank"]
-        return GeneratorRun(generator, reader.prompt, learning, choosing, passages, rank)
+        mix, rank = Mix({"retrieved": 1.0}), WAYS[part]["rank"]
+        return GeneratorRun(
+            generator, style, reader.prompt, learning, choosing, mix, passages, rank
+        )
     return TokenRun(
         generator,
         style,
@@ -202,7 +205,7 @@ def learn(
             seed=seed,
         )
         if isinstance(run, GeneratorRun):
-            history = run.learn(settings, folder, progress=progress)
+            _, history = run.learn(settings, folder, progress=progress)
         else:
             fixed = WAYS[part].get("fixed", False)
             tokens, history = run.learn(settings, folder, fixed=fixed, progress=progress)
@@ -227,7 +230,7 @@ def adapted(
         path = folder / f"answers-{depth}-{count}.json"
         if not path.exists():
             asked, longest = [Condition(name, prompts)], arguments.max_new_tokens
-            reader = Generator.load(str(folder))
+            reader = Generator.load(str(folder / "model"))
             said = answered(reader, asked, max_new_tokens=longest, progress=progress)
             write_json(path, said[name][0])
         texts.append(json.loads(path.read_text(encoding="utf-8")))

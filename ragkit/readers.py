@@ -15,6 +15,7 @@ from .styles import PromptStyle, style_named
 from .types import Answer, Hit, Query
 
 if TYPE_CHECKING:
+    from .models.taught import Taught
     from .models.virtual_tokens import VirtualTokens
 
 log = logging.getLogger(__name__)
@@ -69,7 +70,8 @@ class GeneratorReader:
     Args:
         generator: writes the answers.
         style: the prompt's wording, by name (`ragkit`, `flashrag`, `spring`, `virtual-tokens`) or
-            given; None is that which the generator's virtual tokens were learnt with, or `ragkit`.
+            given; None is that which the generator or its virtual tokens were trained with, or
+            `ragkit`.
         use_tokens: how many of the generator's virtual tokens stand in prompts, the first ones; 0
             unplugs them, None uses all.
         context_tokens: the tokens that the passages may take.
@@ -113,7 +115,8 @@ class GeneratorReader:
                 f"and writes {generator.window} tokens together{virtual}"
             )
         self.generator = generator
-        self.style = _wording(style, self._tokens)
+        taught: Taught | None = getattr(generator, "taught", None)
+        self.style = _wording(style, self._tokens, taught.style if taught else None)
         self._context_tokens = context_tokens
         self._max_new_tokens = max_new_tokens
         self._temperature = temperature
@@ -260,14 +263,16 @@ class GeneratorReader:
         )
 
 
-def _wording(style: str | PromptStyle | None, tokens: VirtualTokens | None) -> PromptStyle:
+def _wording(
+    style: str | PromptStyle | None, tokens: VirtualTokens | None, taught: PromptStyle | None
+) -> PromptStyle:
     """Return the style that is asked for, or that of virtual tokens, which serve in no other.
 
     Raises:
         SettingsError: it is unknown, or the virtual tokens were learnt with another.
     """
     if style is None:
-        return style_named("ragkit") if tokens is None else tokens.style
+        return (taught or style_named("ragkit")) if tokens is None else tokens.style
     asked = style_named(style) if isinstance(style, str) else style
     if tokens is None:
         return asked

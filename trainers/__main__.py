@@ -9,6 +9,7 @@ from cyclopts import App
 from ragkit import __version__
 from ragkit.console import run
 
+from .generator import generator
 from .negatives import negatives
 from .reranker import reranker
 from .retriever import retriever
@@ -23,6 +24,7 @@ app = App(
 app.command(negatives)
 app.command(retriever)
 app.command(reranker)
+app.command(generator)
 app.command(virtual_tokens)
 
 

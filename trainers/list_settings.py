@@ -95,10 +95,15 @@ def check_lists(
         if unused and getattr(settings, field.name) != field.default:
             option = field.name.replace("_", "-")
             raise SettingsError(f"--objective {objective} has no use for --{option}")
-    return seeds, _shares(settings.average)
+    return seeds, shares_of(settings.average)
 
 
-def _shares(text: str) -> list[float]:
+def shares_of(text: str) -> list[float]:
+    """Read `--average`: the shares of the learnt weights that are tried.
+
+    Raises:
+        SettingsError: it is no share, nor `sweep`.
+    """
     if text == "sweep":
         return list(SWEPT)
     try:

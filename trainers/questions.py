@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from ragkit.pipeline import Pipeline
     from ragkit.stores.index import Index
 
+    from .runs import AnswerSettings
+
 _log = logging.getLogger(__name__)
 _SLICE = 256
 
@@ -51,6 +53,25 @@ def answered(path: Path, qrels: Path | None) -> list[Example]:
             path,
         )
     return found
+
+
+def answered_and_dev(settings: AnswerSettings) -> tuple[list[Example], list[Example]]:
+    """Read the questions to learn answers from, and those to evaluate on.
+
+    Raises:
+        DataError: there are none, or the same are in both.
+        SettingsError: too few to evaluate on.
+    """
+    train = answered(settings.questions, settings.qrels)
+    if settings.dev_questions or settings.dev_qrels:
+        dev = answered(settings.dev_questions or settings.questions, settings.dev_qrels)
+        dev = drawn(dev, settings.dev_limit)
+    else:
+        train, dev = held_out(train, settings.dev_limit)
+    check_apart(train, dev)
+    if len(dev) < 2:
+        raise SettingsError("at least 2 questions to evaluate on are needed")
+    return drawn(train, settings.limit), dev
 
 
 def drawn(examples: list[Example], limit: int | None) -> list[Example]:

@@ -64,6 +64,40 @@ class TrainingSettings:
     """Replace the output that is there."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class AnswerSettings(TrainingSettings):
+    """What every program can be told that learns answers from retrieved passages."""
+
+    questions: Path
+    """Questions with answers, in any form that ragkit reads; SPRING's too."""
+    base: str = "SmolLM2-135M-Instruct"
+    """The generator that is learnt for, by folder, GGUF file or name; a peft folder too."""
+    index: Path | None = None
+    """The index folder that passages are retrieved from."""
+    qrels: Path | None = None
+    """Train on the questions that these judge alone."""
+    dev_questions: Path | None = None
+    """Questions to evaluate on; --questions if --dev-qrels are given, else some are held out."""
+    dev_qrels: Path | None = None
+    """Evaluate on the questions that these judge."""
+    layout: Literal["auto", "chat", "plain"] = "auto"
+    """Whether the chat template is used; auto uses it if there is one."""
+    retriever: Literal["bm25", "dense", "hybrid"] | None = None
+    """What searches; hybrid if the index has both stores."""
+    encoder: str | None = None
+    """The encoder of the dense search; the one named in the index if not given."""
+    passages: str = "1-5"
+    """Passages in a prompt, drawn from this range; evaluation shows the most."""
+    batch: int = 8
+    """Questions in a step, over all processes and accumulated passes."""
+    context_tokens: int = 1024
+    """Tokens that the passages may take in a prompt."""
+    max_new_tokens: int = 32
+    """Tokens that an answer may take in the evaluation."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """The number format of multiplications; what is learnt is kept in fp32."""
+
+
 def check_training(
     settings: TrainingSettings, least: Mapping[str, int], micro_batch: int
 ) -> list[int]:

@@ -11,42 +11,22 @@ from cyclopts import Parameter
 
 from ragkit.errors import SettingsError
 
-from .runs import TrainingSettings, check_training, whole_numbers
+from .runs import AnswerSettings, check_training, whole_numbers
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class TokenSettings(TrainingSettings):
+class TokenSettings(AnswerSettings):
     """What is learnt, from what, and how."""
 
-    questions: Path
-    """Questions with answers, in any form that ragkit reads; SPRING's too."""
     output: Path
     """The folder for the virtual tokens."""
-    base: str = "SmolLM2-135M-Instruct"
-    """The generator that they are learnt for, by folder, GGUF file or name; a peft folder too."""
-    index: Path | None = None
-    """The index folder that passages are retrieved from."""
-    qrels: Path | None = None
-    """Train on the questions that these judge alone; nothing else of them is used."""
-    dev_questions: Path | None = None
-    """Questions to evaluate on; --questions if --dev-qrels are given, else some are held out."""
-    dev_qrels: Path | None = None
-    """Evaluate on the questions that these judge."""
     tokens: int = 50
     """Virtual tokens to learn."""
-    layout: Literal["auto", "chat", "plain"] = "auto"
-    """Whether the chat template is used; auto uses it if there is one."""
     placement: Literal["middle", "front", "last", "prompt-tuning"] = "middle"
     """Behind the passages; or, to compare with, before them, last, or before all (by peft)."""
     prompt: str = "virtual-tokens"
     """The prompt's wording."""
-    retriever: Literal["bm25", "dense", "hybrid"] | None = None
-    """What searches; hybrid if the index has both stores."""
-    encoder: str | None = None
-    """The encoder of the dense search; the one named in the index if not given."""
-    passages: str = "1-5"
-    """Retrieved passages in a prompt, drawn from this range; evaluation shows the most."""
     shuffle: bool = False
     """Show passages in a random order, not by their ranks; their keys and values are not kept."""
     fixed: bool = False
@@ -56,8 +36,6 @@ class TokenSettings(TrainingSettings):
     seeds: str = "0"
     """Seeds, such as 0,1,2: each is learnt apart; the one with the least loss on dev is kept."""
     epochs: float = 3.0
-    batch: int = 8
-    """Questions in a step, over all processes and accumulated passes."""
     micro_batch: int = 8
     """Questions in one pass of one process."""
     learning_rate: float = 5e-3
@@ -72,16 +50,8 @@ class TokenSettings(TrainingSettings):
     """Keep them in this folder and not in memory."""
     gradient_checkpointing: bool = False
     """Read again on the way back, in place of the cache: less memory with --placement front."""
-    context_tokens: int = 1024
-    """Tokens that the passages may take in a prompt."""
-    max_new_tokens: int = 32
-    """Tokens that an answer may take in the evaluation."""
     token_counts: str = ""
     """Evaluate with the first k tokens too, such as 0,1,5."""
-    device: str | None = None
-    """Where the model runs: cpu, cuda, mps; the best one here if not given."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """The model's number format; the tokens are learnt in fp32 always."""
 
 
 def check(settings: TokenSettings) -> tuple[list[int], list[int]]:

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 from ragkit.artefacts import fingerprint
 from ragkit.assemble import RetrievalSettings
 from ragkit.console import say
-from ragkit.errors import SettingsError
 from ragkit.types import Progress
 
-from .questions import answered, check_apart, drawn, held_out, retrieved
+from .questions import answered_and_dev, retrieved
 from .results import finish
 from .runs import (
     check_state,
@@ -83,16 +82,7 @@ def prepared(settings: TokenSettings, progress: Progress) -> tuple[TokenRun, dic
     from ragkit.training.token_runs import Retrieved
 
     low, high = passage_range(settings.passages)
-    train = answered(settings.questions, settings.qrels)
-    if settings.dev_questions or settings.dev_qrels:
-        dev = answered(settings.dev_questions or settings.questions, settings.dev_qrels)
-        dev = drawn(dev, settings.dev_limit)
-    else:
-        train, dev = held_out(train, settings.dev_limit)
-    check_apart(train, dev)
-    if len(dev) < 2:
-        raise SettingsError("at least 2 questions to evaluate on are needed")
-    train = drawn(train, settings.limit)
+    train, dev = answered_and_dev(settings)
     device = own_device(settings.device)
     by = RetrievalSettings(
         index=settings.index,

@@ -20,6 +20,7 @@ from .prefixes import generation_batches
 from .prompt_ids import PLAIN_STOPS, PromptEncoder, until_stop
 from .splice import VirtualIds, spliced, without_virtual
 from .streaming import stream_text
+from .taught import Taught, taught_of
 from .virtual_tokens import VirtualTokens
 
 Layout: TypeAlias = Literal["auto", "chat", "plain"]
@@ -38,10 +39,11 @@ class Generator:
         layout: `chat` (the tokenizer's chat template), `plain`, or `auto`: chat if there is one.
         batch_tokens: the tokens, generated ones included, in a padded batch.
         virtual_tokens: stand in every prompt unless a call says otherwise.
+        taught: the prompt that the model was trained with, if ragkit has trained it.
 
     Raises:
         ModelError: `layout` is `chat` and the tokenizer has no chat template, or the virtual
-            tokens were learnt on another model, layout or chat template.
+            tokens or the model itself were learnt on another model, layout or chat template.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Generator:
         layout: Layout = "auto",
         batch_tokens: int = 16_384,
         virtual_tokens: VirtualTokens | None = None,
+        taught: Taught | None = None,
     ) -> None:
         if layout not in ("auto", "chat", "plain"):
             raise SettingsError(f"unknown layout {layout!r}; known are auto, chat, plain")
@@ -68,6 +71,9 @@ class Generator:
         self._hashed: tuple[list[float], str] | None = None
         self._based: str | None = None
         self.virtual_tokens = virtual_tokens
+        self.taught = taught
+        if taught is not None:
+            taught.check(chat, tokenizer.chat_template, name)
         if virtual_tokens is not None:
             virtual_tokens.check(self.base_hash(), chat, tokenizer.chat_template, name)
 
@@ -84,7 +90,7 @@ class Generator:
         """Load a generator by folder, embedded name, GGUF file or hub name.
 
         A peft folder is loaded with the model that it adapts. `layout` is that of the virtual
-        tokens if not given, or else `auto`.
+        tokens if not given, or that which the model was trained in, or else `auto`.
 
         Raises:
             ModelError: it cannot be found or loaded, is no generator, or as the class does.
@@ -92,9 +98,17 @@ class Generator:
         """
         if isinstance(virtual_tokens, str | Path):
             virtual_tokens = VirtualTokens.load(virtual_tokens)
-        own: Any = virtual_tokens.layout if virtual_tokens else "auto"
         model, tokenizer = load_causal(name, device, precision)
-        return cls(model, tokenizer, name, layout=layout or own, virtual_tokens=virtual_tokens)
+        taught = taught_of(name, model)
+        own: Any = next((each.layout for each in (virtual_tokens, taught) if each), "auto")
+        return cls(
+            model,
+            tokenizer,
+            name,
+            layout=layout or own,
+            virtual_tokens=virtual_tokens,
+            taught=taught,
+        )
 
     @property
     def window(self) -> int:

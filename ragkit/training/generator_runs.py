@@ -1,24 +1,69 @@
-"""Learning an adapter (LoRA) of a generator from questions with their passages."""
+"""Learning to answer from passages: an adapter (LoRA) of a generator, or all its weights."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import torch
+from torch.utils.data import Dataset
 
+from ..artefacts import read_json, write_json
+from ..errors import SettingsError
 from ..models.generator import Generator
+from ..models.loading import end_ids
 from ..models.precision import without_bars
-from ..types import Progress, quiet
-from .draws import Draw, Draws
+from ..models.taught import Taught
+from ..styles import PromptStyle
+from ..types import Progress, Qrels, Query, quiet
+from .draws import epoch_order
+from .generator_loss import kl_to_base
 from .keeper import History, LoopSettings
 from .loop import train
 from .lora import with_lora
-from .packing import SftRow, SftTrainee, sft_row
-from .token_loss import Rows, collate
+from .mixes import ContextDraw, ContextDraws, Mix
+from .packing import Loss, Role, SftRow, SftTrainee, sft_row
+from .query_side import averaged
+from .token_loss import IGNORED, RowBatch, answer_loss, collate
 from .token_runs import MakePrompt, Retrieved
+
+_LONGEST_TEXT = 512  # tokens of a general text in a row
+
+
+@dataclass(frozen=True)
+class Remedies:
+    """What keeps a generator from forgetting while it learns.
+
+    Attributes:
+        texts: general texts that it sees again.
+        replay: rows of a step that are such texts.
+        keep: rows of a step that are questions without passages, on which the model is to say what
+            the base says: KL(base ‖ model) at every place.
+        weight: of the mean loss of either kind of row, a place, beside that of answers.
+    """
+
+    texts: Sequence[str] = ()
+    replay: int = 0
+    keep: int = 0
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be done.
+
+        Raises:
+            SettingsError: telling what.
+        """
+        if min(self.replay, self.keep) < 0 or not self.weight > 0:
+            raise SettingsError("rows against forgetting must be 0 or more, their weight above 0")
+        if self.replay and not any(text.strip() for text in self.texts):
+            raise SettingsError("to see general texts again, there must be some")
 
 
 @dataclass
@@ -27,80 +72,257 @@ class GeneratorRun:
 
     Attributes:
         generator: the base. It is as it was when `learn` returns.
-        prompt: builds a prompt, in training as in use.
+        style, prompt: the wording, and what builds a prompt in it, in training as in use.
         train, dev: what is learnt from, and what is evaluated while learning.
-        passages: the least and the most that a prompt shows; in evaluation always the most.
-        rank: the adapter's.
+        mix: the kinds of contexts, in both.
+        passages: the least and the most that a prompt shows.
+        rank: the adapter's; 0 trains all weights.
+        loss: of answers' tokens.
+        contexts: more keywords of `ContextDraws`: citations, all_gold, abstain_retrieved.
+        judged: judgements of documents, of both.
+        remedies: against forgetting.
     """
 
     generator: Generator
+    style: PromptStyle
     prompt: MakePrompt
     train: Retrieved
     dev: Retrieved
+    mix: Mix
     passages: tuple[int, int]
     rank: int = 8
+    loss: Loss = answer_loss
+    contexts: Mapping[str, Any] = field(default_factory=dict)
+    judged: Qrels = field(default_factory=dict)
+    remedies: Remedies = field(default_factory=Remedies)
 
-    def learn(self, settings: LoopSettings, folder: Path, *, progress: Progress = quiet) -> History:
-        """Learn the adapter of one seed, and write it into the folder: peft's format.
+    def learn(
+        self, settings: LoopSettings, folder: Path, *, progress: Progress = quiet
+    ) -> tuple[Path, History]:
+        """Learn one seed, from the state in the folder if there is one.
 
-        The folder names a generator from then on. A state of this run that is there is gone on
-        from.
+        Returns:
+            the folder of what was learnt, which names a generator: peft's format, or
+            transformers'; and the history.
 
         Raises:
-            DataError, SettingsError: as `loop.train`, `Draws`, `sft_row` and `with_lora` do.
+            DataError, SettingsError: as `loop.train`, `ContextDraws`, `sft_row` and `with_lora` do.
         """
-        draws = Draws(
-            tuple(len(example.answers) for example in self.train.examples),
-            settings.steps,
-            settings.batch,
-            self.passages,
-            0,
-            seed=settings.seed,
-        )
+        self.draws(settings)  # refuses what cannot be drawn, before the model is touched
+        taught = Taught.of(self.generator, self.style)  # hashes the base, which then gets adapted
         torch.manual_seed(settings.seed)  # of the adapter's first weights
-        model = with_lora(self.generator.model, self.rank)
-        model.peft_config["default"].base_model_name_or_path = self.generator.name
-        trainee = SftTrainee(model)
-        found = [len(hits) for hits in self.train.hits]
+        base = self.generator.model
+        model = with_lora(base, self.rank) if self.rank else deepcopy(base).float()
+        if not self.rank:
+            model.requires_grad_(True)
+        trainee = _Trainee(model, self, None if self.rank else base)
         try:
             history = train(
                 trainee,
-                lambda begin: Rows(draws, self._row, found, begin),
-                collate,
+                lambda begin: _Rows(self, settings, begin),
+                collated,
                 settings,
                 folder,
                 evaluate=lambda: self._dev_loss(trainee, settings.micro_batch),
                 progress=progress,
             )
-            with without_bars():
-                model.save_pretrained(folder, save_embedding_layers=False)
+            learnt = folder / "model"
+            self._save(model, learnt)
+            taught.save(learnt)
         finally:
-            self.generator.model = model.unload().eval()
-        return history
+            if self.rank:
+                self.generator.model = model.unload().eval()
+        return learnt, history
 
-    def _row(self, draw: Draw, passages: Sequence[int]) -> SftRow:
-        example, hits = self.train.examples[draw.example], self.train.hits[draw.example]
-        prompt = self.prompt(example.query, [hits[place] for place in passages])
-        where = f"question {example.query.id!r}"
-        return sft_row(self.generator, prompt, example.answers[draw.answer], where)
+    def _save(self, model: Any, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        with without_bars():
+            if self.rank:
+                model.peft_config["default"].base_model_name_or_path = self.generator.name
+                model.save_pretrained(folder, save_embedding_layers=False)
+            else:
+                model.to(self.generator.model.dtype).save_pretrained(folder)
+                self.generator.tokenizer.save_pretrained(folder)
+
+    def averaged(self, learnt: Path, share: float, folder: Path) -> None:
+        """Write the average of the base (0) and what was learnt (1) into a new folder.
+
+        An adapter's weights are averaged with the base's by its scale alone.
+        """
+        shutil.copytree(learnt, folder)
+        if self.rank:
+            path = folder / "adapter_config.json"
+            config = read_json(path)
+            write_json(path, config | {"lora_alpha": config["lora_alpha"] * share})
+            return
+        tuned = Generator.load(str(learnt), device="cpu", precision="fp32").model
+        base = {name: of.cpu().float() for name, of in self.generator.model.state_dict().items()}
+        tuned.load_state_dict(averaged(base, tuned.state_dict(), share))
+        with without_bars():
+            tuned.to(self.generator.model.dtype).save_pretrained(folder)
+
+    def draws(self, settings: LoopSettings) -> ContextDraws:
+        """Return the questions and contexts of a run, step by step.
+
+        Raises:
+            SettingsError, DataError: as `ContextDraws` does, or no row of a step is a question.
+        """
+        asked = settings.batch - self.remedies.replay - self.remedies.keep
+        if asked < 1:
+            raise SettingsError(
+                f"{self.remedies.replay} general texts and {self.remedies.keep} questions without "
+                f"passages leave no room for others in a batch of {settings.batch}"
+            )
+        return self._draws(self.train, settings.steps, asked, self.passages, settings.seed)
+
+    def _draws(
+        self, of: Retrieved, steps: int, batch: int, passages: tuple[int, int], seed: int
+    ) -> ContextDraws:
+        return ContextDraws(
+            of.examples,
+            of.hits,
+            self.mix,
+            steps=steps,
+            batch=batch,
+            passages=(max(1, passages[0]), passages[1]),
+            judged=self.judged,
+            seed=seed,
+            **self.contexts,
+        )
+
+    def row(self, draw: ContextDraw, of: Retrieved) -> SftRow:
+        """Return the row of a draw."""
+        query = of.examples[draw.example].query
+        prompt = self.prompt(query, draw.hits)
+        return sft_row(self.generator, prompt, draw.target(prompt), f"question {query.id!r}")
+
+    def remedy(self, role: Role, place: int, seed: int) -> SftRow:
+        """Return a row against forgetting: all its places are scored but the first."""
+        encoder = self.generator.encoder
+        if role == "replay":
+            epoch, rank = divmod(place, len(self.remedies.texts))
+            text = self.remedies.texts[epoch_order(seed, epoch, len(self.remedies.texts))[rank]]
+            longest = min(_LONGEST_TEXT, self.generator.window)
+            ids = [*encoder.start_ids(), *encoder.data_ids(text)][:longest]
+        else:
+            own = Random(f"{seed} keep {place}")
+            example = self.train.examples[own.randrange(len(self.train.examples))]
+            ids = list(
+                encoder.encode(self.prompt(Query(example.query.id, example.query.text), [])).ids
+            )
+            ends = end_ids(self.generator.model, self.generator.tokenizer)
+            ids += encoder.answer_ids(own.choice(example.answers), ends)
+        return SftRow(tuple(ids[:1]), tuple(ids[1:]), role)
 
     @cached_property
     def _dev_rows(self) -> list[SftRow]:
-        rows = []
-        for example, hits in zip(self.dev.examples, self.dev.hits, strict=True):
-            prompt = self.prompt(example.query, hits[: self.passages[1]])
-            where = f"question {example.query.id!r}"
-            rows.append(sft_row(self.generator, prompt, example.answers[0], where))
-        return rows
+        most = self.passages[1]
+        draws = self._draws(self.dev, 1, len(self.dev.examples), (most, most), 0)
+        return [self.row(draw, self.dev) for draw in draws]
 
-    def _dev_loss(self, trainee: SftTrainee, batch: int) -> float:
-        """Return the mean loss of the dev questions' first answers, a token."""
+    def _dev_loss(self, trainee: _Trainee, batch: int) -> float:
+        """Return the mean cross-entropy of the dev questions' targets, a token."""
         rows = self._dev_rows
         learning = trainee.training
         trainee.eval()
         total = sum(
-            float(trainee(**collate(rows[start : start + batch]), num_items_in_batch=1)["loss"])
+            float(answer_loss(logits, labels, 1))
             for start in range(0, len(rows), batch)
+            for logits, labels in trainee.logits(rows[start : start + batch])
         )
         trainee.train(learning)
         return total / sum(len(row.answer) for row in rows)
+
+
+class _Rows(Dataset[SftRow]):
+    """The rows of a run from a place on: in a step questions, then what is against forgetting."""
+
+    def __init__(self, run: GeneratorRun, settings: LoopSettings, start: int = 0) -> None:
+        self._run = run
+        self._draws = run.draws(settings)
+        self._batch, self._seed = settings.batch, settings.seed
+        self._size, self._start = settings.steps * settings.batch, start
+
+    def __len__(self) -> int:
+        return self._size - self._start
+
+    def __getitem__(self, place: int) -> SftRow:
+        step, number = divmod(self._start + place, self._batch)
+        replay, keep = self._run.remedies.replay, self._run.remedies.keep
+        asked = self._batch - replay - keep
+        if number < asked:
+            return self._run.row(self._draws[step * asked + number], self._run.train)
+        number -= asked
+        if number < replay:
+            return self._run.remedy("replay", step * replay + number, self._seed)
+        return self._run.remedy("keep", step * keep + number - replay, self._seed)
+
+
+def collated(rows: Sequence[SftRow]) -> dict[str, Any]:
+    """Return what the trainee's `forward` takes; rows against forgetting have no labels."""
+    batch = collate(rows)
+    for number, row in enumerate(rows):
+        if row.role != "answer":
+            batch["labels"][number] = IGNORED
+    return batch
+
+
+class _Trainee(SftTrainee):
+    """Learns answers, and what is against forgetting beside them.
+
+    The loss is the mean over a step's labels, plus `weight` times the mean over each kind of other
+    rows of their means over places.
+    """
+
+    def __init__(self, model: Any, run: GeneratorRun, base: Any | None) -> None:
+        super().__init__(model, loss=run.loss)
+        self._remedies = run.remedies
+        self._frozen = (base,)  # not as a submodule: it is not trained
+
+    def forward(
+        self,
+        batch: RowBatch[SftRow],
+        labels: torch.Tensor,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Return the loss, as `SftTrainee.forward` does."""
+        answers = tuple(row for row in batch.rows if row.role == "answer")
+        losses = []
+        if answers:
+            losses.append(super().forward(RowBatch(answers), labels, num_items_in_batch)["loss"])
+        for role, count in (("replay", self._remedies.replay), ("keep", self._remedies.keep)):
+            rows = [row for row in batch.rows if row.role == role]
+            losses += [
+                self._remedies.weight / count * self._beside(part) for part in self.passes(rows)
+            ]
+        return {"loss": torch.stack(losses).sum()}
+
+    def _beside(self, rows: Sequence[SftRow]) -> torch.Tensor:
+        """Return the sum over rows of their mean losses; rows are of one role."""
+        logits = self.read(self.model, rows)
+        sizes = [len(row.answer) for row in rows]
+        parts = torch.split(logits, sizes, dim=1)
+        if rows[0].role == "replay":
+            losses = [
+                answer_loss(part, torch.tensor([row.answer]), len(row.answer))
+                for part, row in zip(parts, rows, strict=True)
+            ]
+        else:
+            with torch.no_grad(), self._as_base() as base:
+                said = torch.split(self.read(base, rows), sizes, dim=1)
+            every = [torch.ones(part.shape[:2], dtype=torch.bool) for part in parts]
+            losses = [
+                kl_to_base(part, of_base, mask, None)
+                for part, of_base, mask in zip(parts, said, every, strict=True)
+            ]
+        return torch.stack(losses).sum()
+
+    @contextmanager
+    def _as_base(self) -> Iterator[Any]:
+        """Yield the model as it was before it learnt."""
+        (base,) = self._frozen
+        if base is not None:
+            yield base
+            return
+        with self.model.disable_adapter():
+            yield self.model

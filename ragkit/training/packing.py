@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 
@@ -20,6 +20,8 @@ from .token_loss import IGNORED, RowBatch, answer_loss
 Loss: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | int | None], torch.Tensor]
 """Called as `answer_loss` is: a sum over labels, divided by `count`."""
 
+Role: TypeAlias = Literal["answer", "replay", "keep"]
+
 _PASS = {"cpu": 512}  # tokens in a pass, for which gradients are kept; elsewhere 4,096
 
 
@@ -27,12 +29,19 @@ _PASS = {"cpu": 512}  # tokens in a pass, for which gradients are kept; elsewher
 class SftRow:
     """A training row: the ids of a prompt, and those of its answer, its end included.
 
+    Attributes:
+        prompt: what is given.
+        answer: what is predicted.
+        role: whether that is learnt as an `answer`, or against forgetting: a general text that is
+            seen again (`replay`), or what the base says, which the model is to `keep` to.
+
     Raises:
-        DataError: one of them is empty: an answer is predicted from what stands before it.
+        DataError: prompt or answer is empty: an answer is predicted from what stands before it.
     """
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
+    role: Role = "answer"
 
     def __post_init__(self) -> None:
         """Refuse what cannot be learnt from."""
@@ -141,17 +150,24 @@ class SftTrainee(torch.nn.Module):
         Yields:
             of shape [1, places, vocabulary], and int64 of shape [1, places].
         """
-        read = _packed_logits if self.packs else _padded_logits
-        for places in self._passes([len(row.inputs) for row in rows]):
-            part = [rows[place] for place in places]
-            logits = read(self.model, part)
+        for part in self.passes(rows):
+            logits = self.read(self.model, part)
             answers = [token for row in part for token in row.answer]
             yield logits, torch.tensor([answers], device=logits.device)
+
+    def passes(self, rows: Sequence[SftRow]) -> Iterator[list[SftRow]]:
+        """Yield the rows of each pass."""
+        for places in self._passes([len(row.inputs) for row in rows]):
+            yield [rows[place] for place in places]
+
+    def read(self, model: Any, rows: Sequence[SftRow]) -> torch.Tensor:
+        """Return the logits by which a model predicts the answers: [1, places, vocabulary]."""
+        return (_packed_logits if self.packs else _padded_logits)(model, rows)
 
     def _passes(self, lengths: Sequence[int]) -> Iterator[list[int]]:
         """Group the positions of rows into passes."""
         group = packed if self.packs else batches
-        turn = self._turn or max(lengths)
+        turn = self._turn or max(lengths, default=0)
         for alike in (
             [place for place, length in enumerate(lengths) if length <= turn],
             [place for place, length in enumerate(lengths) if length > turn],

@@ -1,69 +1,345 @@
-"""Learning an adapter of a generator."""
+"""Training a generator: the library's run, and `ragkit-train generator` from files to files."""
+
+import json
+from dataclasses import replace
 
 import pytest
 import torch
+from ragkit.trainers.__main__ import app
+from ragkit.trainers.generator_results import forgotten
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
-from ragkit import Document, Example, Hit, Query
+from ragkit import Document, Example, Hit, Index, Query
+from ragkit.console import run as call
+from ragkit.errors import DataError, ModelError, SettingsError
+from ragkit.evaluation.probe_files import Probe, ProbeItem
+from ragkit.evaluation.probes import run_probe
 from ragkit.models import Generator
 from ragkit.models.precision import weights_hash
 from ragkit.readers import GeneratorReader
-from ragkit.styles import style_named
-from ragkit.training.generator_runs import GeneratorRun
+from ragkit.styles import ABSTENTION, style_named
+from ragkit.training.generator_runs import GeneratorRun, Remedies, _Rows, _Trainee, collated
 from ragkit.training.keeper import LoopSettings
+from ragkit.training.lora import with_lora
+from ragkit.training.mixes import Mix
 from ragkit.training.packing import SftTrainee
 from ragkit.training.token_runs import Retrieved
 
 METALS = {"tin": "232", "lead": "327", "zinc": "419", "iron": "1538"}
+SETTINGS = LoopSettings(steps=6, batch=4, learning_rate=1e-2, evaluate_every=2)
+
+
+def read(metal, at):
+    return Document(metal, f"{metal} melts at {at}.")
 
 
 @pytest.fixture
 def run(tiny_folder):
     generator = Generator.load(str(tiny_folder), device="cpu", precision="fp32")
     examples = [
-        Example(Query(metal, f"When does {metal} melt?"), answers=(at,))
+        Example(
+            Query(metal, f"When does {metal} melt?"), positives=(read(metal, at),), answers=(at,)
+        )
         for metal, at in METALS.items()
     ]
-    hits = [[Hit(Document(m, f"{m} melts at {at}."), 1.0)] for m, at in METALS.items()]
-    reader = GeneratorReader(generator, style=style_named("virtual-tokens"))
+    hits = [[Hit(read(*metal), 1.0 - n) for n, metal in enumerate(METALS.items())]] * 4
+    style = style_named("virtual-tokens")
+    reader = GeneratorReader(generator, style=style)
     learnt = Retrieved(examples, hits)
-    return GeneratorRun(generator, reader.prompt, learnt, learnt, (0, 1), rank=2)
+    mix = Mix({"retrieved": 1.0})
+    return GeneratorRun(generator, style, reader.prompt, learnt, learnt, mix, (1, 2), rank=2)
 
 
-def test_the_folder_names_a_generator_that_answers_as_it_learnt(run, tmp_path):
+def loss_of(run, folder):
+    loaded = Generator.load(str(folder), device="cpu", precision="fp32")
+    return replace(run, generator=loaded)._dev_loss(SftTrainee(loaded.model), 4)
+
+
+@pytest.mark.parametrize("rank", [2, 0])
+def test_the_folder_names_a_generator_that_answers_as_it_learnt(run, rank, tmp_path):
+    run.rank = rank
     before = weights_hash(run.generator.model.state_dict())
-    settings = LoopSettings(steps=30, batch=4, learning_rate=2e-2, evaluate_every=10)
-    history = run.learn(settings, tmp_path)
+    settings = replace(SETTINGS, steps=20, learning_rate=2e-2 if rank else 2e-3)
+    folder, history = run.learn(settings, tmp_path / "state")
     assert history.best_step > 0
-    assert history.evaluations[history.best_step] < history.evaluations[0] - 0.1
+    assert history.evaluations[history.best_step] < history.evaluations[0] - 0.05
     assert weights_hash(run.generator.model.state_dict()) == before
-    assert not any("lora" in name for name in run.generator.model.state_dict())
-    loaded = Generator.load(str(tmp_path), device="cpu", precision="fp32")
-    again = GeneratorRun(loaded, run.prompt, run.train, run.dev, run.passages)
-    loss = again._dev_loss(SftTrainee(loaded.model), 4)
-    assert loss == pytest.approx(history.evaluations[history.best_step], abs=1e-5)
+    assert loss_of(run, folder) == pytest.approx(history.evaluations[history.best_step], abs=1e-5)
+    loaded = Generator.load(str(folder), device="cpu", precision="fp32")
+    assert GeneratorReader(loaded).style == run.style
+    assert (folder / "adapter_config.json").exists() == bool(rank)
+
+
+@pytest.mark.parametrize("rank", [2, 0])
+def test_an_average_lies_between_the_base_and_what_was_learnt(run, rank, tmp_path):
+    run.rank = rank
+    folder, _ = run.learn(replace(SETTINGS, learning_rate=1e-3), tmp_path / "state")
+    run.averaged(folder, 0.25, tmp_path / "average")
+    models = [
+        Generator.load(str(name), device="cpu", precision="fp32").model
+        for name in (run.generator.name, folder, tmp_path / "average")
+    ]
+    for model in models[1:] if rank else ():
+        for module in model.modules():
+            if hasattr(module, "base_layer"):
+                module.merge()
+    weights = [
+        {name.replace(".base_layer.", "."): of for name, of in model.state_dict().items()}
+        for model in models
+    ]
+    moved = 0
+    for name, base in weights[0].items():
+        expected = torch.lerp(base, weights[1][name], 0.25)
+        torch.testing.assert_close(weights[2][name], expected, atol=1e-6, rtol=1e-5)
+        moved += not torch.equal(base, weights[1][name])
+    assert moved
 
 
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(run, tmp_path):
-    settings = LoopSettings(steps=6, batch=4, learning_rate=1e-2, evaluate_every=2)
-    run.learn(settings, tmp_path / "whole")
-    asked = []
-    make = run._row
+    whole, _ = run.learn(SETTINGS, tmp_path / "whole")
+    asked, make = [], run.row
 
-    def stopping(draw, passages):
+    def stopping(draw, of):
         asked.append(draw)
-        if len(asked) > 16:
+        if len(asked) > 20:
             raise KeyboardInterrupt
-        return make(draw, passages)
+        return make(draw, of)
 
-    run._row = stopping
+    run.row = stopping
     with pytest.raises(KeyboardInterrupt):
-        run.learn(settings, tmp_path / "stopped")
-    run._row = make
-    run.learn(settings, tmp_path / "stopped")
-    whole, stopped = (
-        load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "stopped")
-    )
-    assert whole.keys() == stopped.keys() and whole
-    for name, tensor in whole.items():
-        torch.testing.assert_close(tensor, stopped[name], atol=1e-6, rtol=0)
+        run.learn(SETTINGS, tmp_path / "stopped")
+    run.row = make
+    assert not any("lora" in name for name in run.generator.model.state_dict())
+    stopped, _ = run.learn(SETTINGS, tmp_path / "stopped")
+    first, second = (load_file(folder / "adapter_model.safetensors") for folder in (whole, stopped))
+    assert first.keys() == second.keys() and first
+    for name, tensor in first.items():
+        torch.testing.assert_close(tensor, second[name], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("rank", [2, 0])
+def test_the_loss_of_a_step_with_remedies_is_that_of_its_parts(run, rank):
+    run.rank = rank
+    run.remedies = Remedies(["Lead is heavy and soft.", "Tin is not."], 1, 2, weight=0.5)
+    base = run.generator.model
+    torch.manual_seed(0)
+    if rank:
+        model = with_lora(base, rank)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.05)
+    else:
+        from copy import deepcopy
+
+        model = deepcopy(base)
+        for parameter in model.parameters():
+            parameter.data += 0.02 * torch.randn_like(parameter)
+    rows = [_Rows(run, replace(SETTINGS, batch=5), 0)[place] for place in range(5)]
+    assert [row.role for row in rows] == ["answer", "answer", "replay", "keep", "keep"]
+    trainee = _Trainee(model, run, None if rank else base)
+    found = float(trainee(**collated(rows), num_items_in_batch=None)["loss"].detach())
+    plain = AutoModelForCausalLM.from_pretrained(run.generator.name, dtype=torch.float32)
+
+    def logprobs(of, row):
+        ids = torch.tensor([row.inputs])
+        return of(input_ids=ids).logits[0, row.scored.start :].detach().double().log_softmax(-1)
+
+    def nats(row):
+        return -logprobs(model, row).gather(1, torch.tensor(row.answer)[:, None]).sum()
+
+    labels = sum(len(row.answer) for row in rows[:2])
+    expected = sum(nats(row) for row in rows[:2]) / labels
+    expected += 0.5 * nats(rows[2]) / len(rows[2].answer)
+    for row in rows[3:]:
+        said, meant = logprobs(model, row), logprobs(plain, row)
+        expected += 0.5 / 2 * (meant.exp() * (meant - said)).sum(-1).mean()
+    assert found == pytest.approx(float(expected), abs=1e-4)
+    assert nats(rows[2]) > 0 and float(expected) > 0
+
+
+def test_remedies_give_the_same_gradients_in_parts(run):
+    run.remedies = Remedies(["Lead is heavy and soft.", "Tin is not."], 1, 1)
+    torch.manual_seed(0)
+    trainee = _Trainee(with_lora(run.generator.model, 2), run, None)
+    rows = [_Rows(run, replace(SETTINGS, batch=6), 0)[place] for place in range(6)]
+    labels = sum(len(row.answer) for row in rows if row.role == "answer")
+    trainee(**collated(rows), num_items_in_batch=labels)["loss"].backward()
+    whole = {n: p.grad.clone() for n, p in trainee.named_parameters() if p.grad is not None}
+    trainee.zero_grad()
+    for start in (0, 2, 4):  # the last part has remedies alone
+        trainee(**collated(rows[start : start + 2]), num_items_in_batch=labels)["loss"].backward()
+    for name, parameter in trainee.named_parameters():
+        if name in whole:
+            torch.testing.assert_close(parameter.grad, whole[name], atol=1e-6, rtol=1e-4)
+    assert any(gradient.abs().max() > 0 for gradient in whole.values())
+
+
+def test_remedies_that_cannot_be_are_refused(run):
+    with pytest.raises(SettingsError, match="some"):
+        Remedies(["  "], replay=1)
+    run.remedies = Remedies(keep=4)
+    with pytest.raises(SettingsError, match="no room"):
+        run.draws(SETTINGS)
+
+
+def test_forgetting_is_that_of_the_probe_that_lost_most():
+    class Model:
+        def __init__(self, right):
+            self.right = right
+
+        def loglikelihoods(self, contexts, continuations, *, progress=None):
+            import numpy as np
+
+            best = [int(context) < self.right for context in contexts]
+            return [np.array([[-1.0 if of else -3.0, 1.0], [-2.0, 1.0]]) for of in best]
+
+        def weights_hash(self):
+            return str(self.right)
+
+    def probe(name):
+        items = tuple(ProbeItem(str(n), str(n), (" a", " b")) for n in range(10))
+        return Probe(name, "choices", items)
+
+    def scores(*right):
+        named = zip(right, ("easy", "hard"), strict=True)
+        return [run_probe(Model(count), probe(name)) for count, name in named]
+
+    found = forgotten(scores(8, 6), [scores(8, 4), scores(9, 5)])
+    assert found["worst"] == "hard"
+    assert found["forgetting"] == pytest.approx(0.15)
+    assert found["probes"]["easy"]["lost"] == pytest.approx(-0.05)
+    assert forgotten(scores(5, 5), [scores(6, 6)])["forgetting"] == 0
+    assert forgotten([], [[]]) == {"probes": {}, "forgetting": 0.0, "worst": ""}
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAGKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    metals = ["tin", "lead", "zinc", "iron", "gold", "copper", "nickel", "silver", "cobalt"]
+    Index.build("kb", [read(m, 90 + 7 * n) for n, m in enumerate(metals)], stores=["bm25"])
+    lines = [
+        {"id": m, "text": f"When does {m} melt?", "answers": [str(90 + 7 * n)]}
+        for n, m in enumerate(metals)
+    ]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "q.tsv").write_text("".join(f"{m}\t0\t{m}\t1\n" for m in metals))
+    probe = [
+        {"id": str(n), "question": f"Is {m} a metal?", "choices": ["yes", "no"], "answer": n % 2}
+        for n, m in enumerate(metals)
+    ]
+    (tmp_path / "probe.jsonl").write_text("".join(json.dumps(line) + "\n" for line in probe))
+    texts = [{"id": str(n), "text": f"{m} is a metal."} for n, m in enumerate(metals)]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in texts))
+    return tmp_path
+
+
+def train(base, *options):
+    command = ["generator", "--questions", "q.jsonl", "--output", "out", "--base", str(base)]
+    defaults = {
+        "--index": "kb", "--lora": "2", "--steps": "4", "--batch": "4", "--dev-limit": "3",
+        "--passages": "1-2", "--evaluate-every": "2", "--max-new-tokens": "4", "--device": "cpu",
+    }  # fmt: skip
+    given = {option.split("=")[0] for option in options}
+    command += [f"{name}={value}" for name, value in defaults.items() if name not in given]
+    return call(app, [*command, *options])
+
+
+def test_the_program_writes_an_adapter_results_and_a_card(place, tiny_folder, capsys):
+    mix = "--mix=gold:.4,retrieved:.2,distractors:.2,none:.2"
+    code = train(
+        tiny_folder, mix, "--qrels=q.tsv", "--seeds=0,1", "--probes", "probe.jsonl",
+        "--replay=texts.jsonl", "--keep-rows=1", "--average=sweep", "--loss=overtone",
+        "--citations", "--json",
+    )  # fmt: skip
+    assert code == 0
+    results = json.loads(capsys.readouterr().out)
+    out = place / "out"
+    assert results["base"]["unchanged"]
+    assert list(results["conditions"]) == ["before", "after"]
+    assert set(results["average"]["tried"]) == {"0.25", "0.5", "0.75", "1.0"}
+    assert results["probes"]["probe"]["measure"] == "accuracy"
+    assert sum(results["mix"]["kinds"].values()) == results["data"]["train"] == 6
+    assert {path.name for path in out.iterdir()} >= {
+        "README.md", "results.json", "ragkit.json", "adapter_model.safetensors", "seeds",
+    }  # fmt: skip
+    assert not any("state" in path.name or path.suffix == ".bin" for path in out.rglob("*"))
+    assert not (place / "out.training").exists()
+    reader = GeneratorReader(Generator.load(str(out), device="cpu"))
+    assert reader.style.name == "ragkit"
+    assert "gold:.4" in (out / "README.md").read_text()
+
+
+def test_too_much_forgotten_fails_and_leaves_what_was_learnt(place, tiny_folder, capsys):
+    options = ("--probes", "probe.jsonl", "--max-forgetting=0", "--learning-rate=0.5")
+    code = train(tiny_folder, *options, "--steps=6", "--full")
+    told = capsys.readouterr().err
+    results = json.loads((place / "out" / "results.json").read_text())
+    assert code == (1 if results["forgetting"] > 0 else 0)
+    assert results["forgetting"] > 0 and "forgets too much" in told
+    assert (place / "out" / "model.safetensors").exists()
+
+
+def test_another_base_or_chat_template_is_refused(place, tiny_folder, tmp_path):
+    assert train(tiny_folder) == 0
+    Generator.load("out", device="cpu")
+    other = tmp_path / "other"
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    model.get_input_embeddings().weight.data += 0.1
+    model.save_pretrained(other)
+    Generator.load(str(tiny_folder)).tokenizer.save_pretrained(other)
+    config = json.loads((place / "out" / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = str(other)
+    (place / "out" / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="other"):
+        Generator.load("out", device="cpu")
+    config["base_model_name_or_path"] = str(tiny_folder)
+    (place / "out" / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="layout"):
+        Generator.load("out", device="cpu", layout="plain")
+    taught = json.loads((place / "out" / "ragkit.json").read_text())
+    (place / "out" / "ragkit.json").write_text(json.dumps(taught | {"template_hash": "0"}))
+    with pytest.raises(ModelError, match="chat template"):
+        Generator.load("out", device="cpu")
+    (place / "out" / "ragkit.json").write_text(json.dumps(taught | {"format": 9}))
+    with pytest.raises(ModelError, match="format 9"):
+        Generator.load("out", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--mix=gold:.5"], 2, "sum to 0.5"),
+        (["--mix=golden:1"], 2, "unknown kind"),
+        (["--max-forgetting=0.1"], 2, "--probes"),
+        (["--keep-rows=4"], 2, "all 4 rows"),
+        (["--lora=0"], 2, "--lora must be at least 1"),
+        (["--smoothing=1"], 2, "--smoothing"),
+        (["--average=2"], 2, "--average"),
+        (["--passages=0"], 2, "must reach 1"),
+        (["--replay=empty.jsonl"], 1, "empty.jsonl"),
+        (["--mix=distractors:1", "--qrels=other.tsv"], 1, "judges none"),
+    ],
+)
+def test_what_cannot_work_is_refused(place, tiny_folder, capsys, options, code, message):
+    (place / "empty.jsonl").write_text("")
+    (place / "other.tsv").write_text("nobody\t0\ttin\t1\n")
+    assert train(tiny_folder, *options) == code
+    assert message in capsys.readouterr().err
+    assert not (place / "out").exists() and not (place / "out.training").exists()
+
+
+def test_where_nothing_helps_the_target_abstains(run):
+    run.mix = Mix({"distractors": 1.0})
+    draws = run.draws(SETTINGS)
+    prompt = run.prompt(run.train.examples[draws[0].example].query, draws[0].hits)
+    assert draws[0].target(prompt) == ABSTENTION
+
+
+def test_a_question_that_does_not_fit_is_named(run):
+    long = replace(run.train.examples[0], answers=("9" * 5000,))
+    run.train = Retrieved([long, *run.train.examples[1:]], run.train.hits)
+    with pytest.raises(DataError, match="'tin'"):
+        for draw in run.draws(SETTINGS):
+            run.row(draw, run.train)

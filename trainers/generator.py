@@ -1,0 +1,225 @@
+"""`ragkit-train generator`: questions with answers in, a generator that reads passages out."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ragkit.assemble import RetrievalSettings, open_index
+from ragkit.corpus import read_documents, read_qrels
+from ragkit.errors import ModelError
+from ragkit.types import Example, Progress, Qrels
+
+from .generator_results import Outcome, card, copied, outcome_of, tables
+from .generator_settings import Checked, GeneratorSettings, check
+from .positives import with_positives
+from .questions import answered_and_dev, retrieved
+from .results import finish
+from .runs import (
+    check_state,
+    each_seed,
+    json_values,
+    loop_settings,
+    own_device,
+    records,
+    training_state,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from ragkit.training.generator_runs import GeneratorRun, Remedies
+    from ragkit.training.keeper import History
+
+_FREE = {"average", "max_forgetting", "probes", "probe_limit", "max_new_tokens"}
+_RATES = {False: 2e-3, True: 5e-5}  # of an adapter, and of all weights
+
+
+def generator(*, settings: GeneratorSettings, json: bool = False) -> None:
+    """Fine-tune a generator to use what was retrieved, and measure what it gains and forgets.
+
+    Example: ragkit-train generator --index kb --questions questions.jsonl --output reader
+
+    The base stays as it is. `ragkit ask --generator reader` then asks with the prompt that was
+    trained with.
+    On several processes: torchrun --nproc-per-node 2 -m ragkit.trainers generator …
+    A run that was stopped goes on when the same command is given again.
+
+    Parameters
+    ----------
+    json
+        Print the results as JSON.
+    """
+    from ragkit.training.keeper import processes
+
+    checked = check(settings)
+    with training_state(settings) as (state, progress):
+        run, data = prepared(settings, checked, progress)
+        before = run.generator.base_hash()
+        check_state(state, json_values(settings), data | {"weights": before}, _FREE)
+        learnt = each_seed(checked.seeds, state, progress, partial(_learn, run, settings))
+        if not processes(run.generator.model.device).is_main_process:
+            return
+        outcome = outcome_of(run, settings, checked, learnt, state, progress)
+        results = outcome.results | {"data": data}
+        results["base"] = {"weights": before, "unchanged": before == _hash_now(run)}
+    save = {
+        str(seed): partial(copied, folder)
+        for seed, folder in zip(checked.seeds, outcome.folders, strict=True)
+    }
+    what = "all weights" if settings.full else f"an adapter of rank {settings.lora}"
+    told = [f"{settings.output}: {what} of {settings.base}; ask with --generator {settings.output}"]
+    finish(settings, state, save, results, card(results), tables(results), told, json=json)
+    _gate(settings, outcome)
+
+
+def _hash_now(run: GeneratorRun) -> str:
+    """Return the hash of the base's weights as they are now."""
+    from ragkit.models.generator import Generator
+
+    base = run.generator
+    return Generator(base.model, base.tokenizer, base.name).base_hash()
+
+
+def _gate(settings: GeneratorSettings, outcome: Outcome) -> None:
+    """Fail where more was forgotten than may be.
+
+    Raises:
+        ModelError: naming the probe that lost most.
+    """
+    if settings.max_forgetting is None or outcome.forgetting <= settings.max_forgetting:
+        return
+    raise ModelError(
+        f"{settings.output} forgets too much: the probe {outcome.worst!r} lost "
+        f"{outcome.forgetting:.3f}, and --max-forgetting is {settings.max_forgetting}. What was "
+        "learnt and results.json are there to be looked at. Try --average sweep, --replay FILE, "
+        "--keep-rows 1, or a lower --learning-rate."
+    )
+
+
+def prepared(
+    settings: GeneratorSettings, checked: Checked, progress: Progress
+) -> tuple[GeneratorRun, dict[str, Any]]:
+    """Read questions, retrieve for them, and load the base."""
+    from ragkit.training.keeper import processes
+    from ragkit.training.token_runs import Retrieved
+
+    train, dev = answered_and_dev(settings)
+    judged: Qrels = {}
+    for path in filter(None, (settings.qrels, settings.dev_qrels)):
+        judged |= read_qrels(path)
+    device = own_device(settings.device)
+    by = RetrievalSettings(
+        index=settings.index,
+        retriever=settings.retriever,
+        encoder=settings.encoder,
+        device=str(device),
+    )
+    asked = [_with_gold(settings, by, of, path) for of, path in _judged(settings, train, dev)]
+    with processes(device).main_process_first():  # the others find what the first has kept
+        most = checked.passages[1]
+        parts = [Retrieved(of, retrieved(of, by, most, progress)) for of in asked]
+    names = ("questions", "qrels", "dev_questions", "dev_qrels", "replay")
+    data = records(settings, *names) | {"train": len(asked[0]), "dev": len(asked[1])}
+    data["index"] = open_index(by).fingerprint() if settings.index else None
+    return _run(settings, checked, parts, judged, device), data
+
+
+def _judged(
+    settings: GeneratorSettings, train: list[Example], dev: list[Example]
+) -> list[tuple[list[Example], Path | None]]:
+    """Return train and dev, each with the qrels that judge it."""
+    of_dev = settings.dev_qrels or (None if settings.dev_questions else settings.qrels)
+    return [(train, settings.qrels), (dev, of_dev)]
+
+
+def _with_gold(
+    settings: GeneratorSettings, by: RetrievalSettings, examples: list[Example], qrels: Path | None
+) -> list[Example]:
+    """Give questions the gold passages that qrels name in the index."""
+    if qrels is None or settings.index is None:
+        return examples
+    found, *_ = with_positives(examples, settings.questions, qrels, open_index(by))
+    return found
+
+
+def _run(
+    settings: GeneratorSettings,
+    checked: Checked,
+    parts: Any,
+    judged: Qrels,
+    device: torch.device,
+) -> GeneratorRun:
+    """Load the base, and put together what all seeds share."""
+    from ragkit.models.generator import Generator
+    from ragkit.readers import GeneratorReader
+    from ragkit.styles import style_named
+    from ragkit.training.generator_loss import LOSSES, Smoothing
+    from ragkit.training.generator_runs import GeneratorRun
+    from ragkit.training.token_runs import longest_answer
+
+    model = Generator.load(
+        settings.base,
+        device=str(device),
+        precision="fp32" if settings.full else settings.precision,
+        layout=settings.layout,
+    )
+    train, dev = parts
+    longest = longest_answer(model, [*train.examples, *dev.examples], 0)
+    style = style_named(settings.prompt)
+    reader = GeneratorReader(
+        model,
+        style=style,
+        context_tokens=settings.context_tokens,
+        max_new_tokens=max(longest + 8, settings.max_new_tokens),  # citations take some
+    )
+    loss, smoothing = LOSSES[settings.loss], Smoothing(own=1 - settings.smoothing)
+    abstain = {"auto": None, "always": True, "never": False}[settings.abstain]
+    return GeneratorRun(
+        model,
+        style,
+        reader.prompt,
+        train,
+        dev,
+        checked.mix,
+        checked.passages,
+        rank=0 if settings.full else settings.lora,
+        loss=lambda logits, labels, count: loss(logits, labels, count, smoothing),
+        contexts={
+            "citations": settings.citations,
+            "all_gold": settings.all_gold,
+            "abstain_retrieved": abstain,
+        },
+        judged=judged,
+        remedies=_remedies(settings),
+    )
+
+
+def _remedies(settings: GeneratorSettings) -> Remedies:
+    from ragkit.training.generator_runs import Remedies
+
+    texts: list[str] = []
+    if settings.replay is not None:
+        texts = [document.contents for document in read_documents([settings.replay])]
+    rows = settings.replay_rows if texts else 0
+    return Remedies(texts, rows, settings.keep_rows, settings.remedy_weight)
+
+
+def _learn(
+    run: GeneratorRun, settings: GeneratorSettings, seed: int, folder: Path, progress: Progress
+) -> tuple[Path, History]:
+    from ragkit.models.precision import has_bf16
+
+    half = settings.precision == "bf16" or (
+        settings.precision == "auto" and has_bf16(run.generator.model.device.type)
+    )
+    loop = loop_settings(
+        settings,
+        len(run.train.examples),
+        seed,
+        _RATES[settings.full],
+        micro_batch=settings.micro_batch,
+        precision="bf16" if half else "fp32",
+    )
+    return run.learn(loop, folder, progress=progress)

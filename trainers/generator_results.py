@@ -1,0 +1,325 @@
+"""What a run of a generator reports: what it gained on dev, what it forgot, and a model card."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from ragkit import __version__
+from ragkit.types import Progress
+
+from .results import interval
+from .runs import json_values
+
+if TYPE_CHECKING:
+    from ragkit.evaluation.probes import ProbeScores
+    from ragkit.models.generator import Generator
+    from ragkit.training.generator_runs import GeneratorRun
+    from ragkit.training.keeper import History
+
+    from .generator_settings import Checked, GeneratorSettings
+
+_MEASURES = ("EM", "F1", "cover")
+_CHOSEN_BY = "F1"
+_LOST = {"choices": "accuracy", "answers": "answer nats per token", "texts": "bits per byte"}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a run.
+
+    Attributes:
+        results: the report.
+        folders: the model of each seed, at the share of learnt weights that was taken.
+        forgetting: what the probe that lost most has lost, mean over seeds; 0 without probes.
+        worst: that probe.
+    """
+
+    results: dict[str, Any]
+    folders: Sequence[Path]
+    forgetting: float
+    worst: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Tried:
+    """One share of the learnt weights: its models, their answers [seeds, questions], its probes."""
+
+    folders: list[Path]
+    answers: list[list[str]]
+    probes: list[list[ProbeScores]]
+
+
+def outcome_of(
+    run: GeneratorRun,
+    settings: GeneratorSettings,
+    checked: Checked,
+    learnt: Sequence[tuple[Path, History]],
+    state: Path,
+    progress: Progress,
+) -> Outcome:
+    """Answer the dev questions before and after, run the probes, and choose among averages."""
+    from ragkit.training.token_runs import scored
+
+    examples, most = run.dev.examples, checked.passages[1]
+    prompts = [
+        run.prompt(example.query, hits[:most])
+        for example, hits in zip(examples, run.dev.hits, strict=True)
+    ]
+    before, probes = _asked(run.generator, prompts, settings, progress)
+    tried: dict[float, _Tried] = {}
+    told: dict[float, dict[str, Any]] = {}
+    for share in checked.shares:
+        folders = [_folder(run, folder, share, state) for folder, _ in learnt]
+        found = [
+            _asked(_loaded(folder, run, settings), prompts, settings, progress)
+            for folder in folders
+        ]
+        tried[share] = _Tried(folders, [texts for texts, _ in found], [of for _, of in found])
+        scores = scored(examples, {"before": [before], "after": tried[share].answers})
+        told[share] = scores | forgotten(probes, tried[share].probes)
+    taken = _taken(told, settings.max_forgetting)
+    best = tried[taken]
+    gains = [_f1(examples, texts) for texts in best.answers]
+    place = gains.index(max(gains))
+    results = told[taken] | {
+        "average": {
+            "taken": taken,
+            "tried": {
+                str(share): {
+                    _CHOSEN_BY: of["conditions"]["after"][_CHOSEN_BY]["mean"],
+                    "forgetting": of["forgetting"],
+                }
+                for share, of in told.items()
+            },
+        },
+        "seeds": {
+            str(seed): asdict(history)
+            for seed, (_, history) in zip(checked.seeds, learnt, strict=True)
+        },
+        "best_seed": str(checked.seeds[place]),
+        "settings": json_values(settings),
+        "mix": _drawn(run, settings),
+        "examples": [
+            {
+                "question": example.query.text,
+                "gold": list(example.answers),
+                "before": before[number],
+                "after": best.answers[place][number],
+            }
+            for number, example in enumerate(examples[:10])
+        ],
+    }
+    return Outcome(results, best.folders, told[taken]["forgetting"], told[taken]["worst"])
+
+
+def _drawn(run: GeneratorRun, settings: GeneratorSettings) -> dict[str, Any]:
+    """Count the contexts of an epoch."""
+    from ragkit.training.mixes import tally
+
+    from .runs import loop_settings
+
+    loop = loop_settings(settings, len(run.train.examples), 0, 1e-3, micro_batch=1)
+    draws = run.draws(loop)
+    return tally(draws[place] for place in range(min(len(draws), len(run.train.examples))))
+
+
+def _asked(
+    model: Generator, prompts: Sequence[Any], settings: GeneratorSettings, progress: Progress
+) -> tuple[list[str], list[ProbeScores]]:
+    """Return a generator's answers, and its scores on the probes; the base's are kept."""
+    from ragkit.evaluation.probe_files import read_probe
+    from ragkit.evaluation.probes import run_probe
+    from ragkit.models.names import cache_folder
+    from ragkit.training.token_runs import Condition, answered
+
+    conditions = [Condition("dev", prompts)]
+    longest = settings.max_new_tokens
+    texts = answered(model, conditions, max_new_tokens=longest, progress=progress)["dev"][0]
+    probes = [
+        run_probe(
+            model,
+            probe,
+            limit=settings.probe_limit,
+            progress=progress,
+            cache=cache_folder() / "probes",
+        )
+        for probe in map(read_probe, settings.probes)
+    ]
+    return texts, probes
+
+
+def _loaded(folder: Path, run: GeneratorRun, settings: GeneratorSettings) -> Generator:
+    from ragkit.models.generator import Generator
+
+    device = str(run.generator.model.device)
+    precision = "fp32" if settings.full else settings.precision
+    return Generator.load(str(folder), device=device, precision=precision)
+
+
+def _folder(run: GeneratorRun, learnt: Path, share: float, state: Path) -> Path:
+    """Return the folder of what was learnt, or of its average with the base."""
+    if share == 1:
+        return learnt
+    folder = state / f"{learnt.parent.name}-{share:g}"
+    shutil.rmtree(folder, ignore_errors=True)
+    run.averaged(learnt, share, folder)
+    return folder
+
+
+def forgotten(
+    before: Sequence[ProbeScores], after: Sequence[Sequence[ProbeScores]]
+) -> dict[str, Any]:
+    """Return what the probes changed by, and what the one that lost most has lost.
+
+    A loss is the fall of the accuracy of choices, in shares of 1; or the rise of the nats a token
+    of answers, or of the bits a byte of texts, as a share of what they were. It is the mean over
+    seeds.
+
+    Args:
+        before: the base's scores.
+        after: those of each seed.
+    """
+    from ragkit.evaluation.probes import compare_probes
+
+    changes: dict[str, Any] = {}
+    for place, base in enumerate(before):
+        measure = _LOST[base.kind]
+        of_seeds = [compare_probes(base, scores[place]) for scores in after]
+        value = base.estimates[measure].mean
+        rise = fmean(of[measure].mean for of in of_seeds)
+        changes[base.probe] = {
+            "measure": measure,
+            "before": asdict(base.estimates[measure]),
+            "changes": [asdict(of[measure]) for of in of_seeds],
+            "lost": -rise if base.kind == "choices" else rise / max(value, 1e-9),
+        }
+    worst = max(changes, key=lambda name: changes[name]["lost"], default="")
+    lost = max(0.0, changes[worst]["lost"]) if worst else 0.0
+    return {"probes": changes, "forgetting": lost, "worst": worst}
+
+
+def _taken(told: Mapping[float, Mapping[str, Any]], most: float | None) -> float:
+    """Return the share that is best on dev, of those that forget no more than they may."""
+    allowed = [share for share, of in told.items() if most is None or of["forgetting"] <= most]
+    if not allowed:
+        return min(told, key=lambda share: told[share]["forgetting"])
+    return max(allowed, key=lambda share: told[share]["conditions"]["after"][_CHOSEN_BY]["mean"])
+
+
+def _f1(examples: Sequence[Any], texts: Sequence[str]) -> float:
+    from ragkit.evaluation.answers import answer_measures
+    from ragkit.prompts import abstains, without_citations
+
+    return fmean(
+        answer_measures(without_citations(text), example.answers, abstained=abstains(text))[
+            _CHOSEN_BY
+        ]
+        for text, example in zip(texts, examples, strict=True)
+    )
+
+
+def copied(source: Path, folder: Path) -> None:
+    """Copy a model's files into a folder that exists."""
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+
+
+def tables(results: Mapping[str, Any]) -> list[Any]:
+    """Lay out before and after, and the probes, for the terminal."""
+    from rich.table import Table
+
+    n = results["data"]["dev"]
+    scores = Table(title=f"{n} questions to evaluate on, {len(results['seeds'])} seeds")
+    for title in ("measure", "before", "after", "difference"):
+        scores.add_column(title, justify="left" if title == "measure" else "right")
+    for row in _rows(results):
+        scores.add_row(*row)
+    probes = Table(title="General ability")
+    for title in ("probe", "measure", "before", "change, by seed", "lost"):
+        probes.add_column(title, justify="left" if title in ("probe", "measure") else "right")
+    for row in _probe_rows(results):
+        probes.add_row(*row)
+    told = (
+        "In brackets: 95 % bootstrap intervals over questions and seeds. The best step was chosen "
+        "on these questions: for an unbiased figure, evaluate on others."
+    )
+    return [scores, *([probes] if results["probes"] else []), told]
+
+
+def _rows(results: Mapping[str, Any]) -> list[list[str]]:
+    (changed,) = results["differences"].values()
+    return [
+        [
+            measure,
+            *(interval(results["conditions"][title][measure]) for title in ("before", "after")),
+            interval(changed[measure]),
+        ]
+        for measure in _MEASURES
+    ]
+
+
+def _probe_rows(results: Mapping[str, Any]) -> list[list[str]]:
+    return [
+        [
+            name,
+            of["measure"],
+            interval(of["before"]),
+            " ".join(interval(change) for change in of["changes"]),
+            f"{of['lost']:.3f}",
+        ]
+        for name, of in results["probes"].items()
+    ]
+
+
+def card(results: Mapping[str, Any]) -> str:
+    """Return the model card: what was learnt and how, what it gained, what it forgot."""
+    settings, data = results["settings"], results["data"]
+    what = "all weights" if settings["full"] else f"an adapter (LoRA) of rank {settings['lora']}"
+    probes = ["| probe | measure | before | change, by seed | lost |", "|---|---|---|---|---|"]
+    probes += ["| " + " | ".join(row) + " |" for row in _probe_rows(results)]
+    return CARD.format(
+        what=what,
+        base=settings["base"],
+        base_hash=results["base"]["weights"][:16],
+        prompt=settings["prompt"],
+        train=data["train"],
+        dev=data["dev"],
+        mix=settings["mix"],
+        passages=settings["passages"],
+        loss=settings["loss"],
+        seeds=", ".join(results["seeds"]),
+        share=results["average"]["taken"],
+        table="\n".join("| " + " | ".join(row) + " |" for row in _rows(results)),
+        probes="\n".join(probes) if results["probes"] else "No probe of general ability was run.",
+        version=__version__,
+    )
+
+
+CARD = """# A reader made of {base}
+
+{what} of {base} (weights {base_hash}…), trained to answer from retrieved passages.
+
+- prompt: wording `{prompt}`, by which it is asked from now on; ragkit.json holds it
+- learnt from {train} questions; contexts {mix}, passages {passages}; loss {loss}
+- seeds: {seeds}; this is the one with the best F1 on the {dev} questions evaluated
+- share of what was learnt in the average with the base: {share}
+
+| measure | before | after | difference |
+|---|---|---|---|
+{table}
+
+{probes}
+
+In brackets: 95 % bootstrap intervals over questions and seeds. The best step and seed were chosen
+on the same questions: for an unbiased figure, evaluate on others.
+
+```
+ragkit ask "…" --index INDEX --generator THIS_FOLDER
+```
+
+Made by ragkit {version}. `results.json` holds the settings, hashes of the data and the losses.
+"""

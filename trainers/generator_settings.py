@@ -1,0 +1,128 @@
+"""The settings of `ragkit-train generator`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from ragkit.errors import SettingsError
+
+from .list_settings import shares_of
+from .runs import AnswerSettings, check_training
+from .token_settings import passage_range
+
+if TYPE_CHECKING:
+    from ragkit.training.mixes import Mix
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class GeneratorSettings(AnswerSettings):
+    """What a generator learns, from what, and how."""
+
+    output: Path
+    """The folder for what is learnt: an adapter (peft), or with --full a model (transformers)."""
+    qrels: Path | None = None
+    """What is relevant is gold, and only questions that have some are taken."""
+    lora: int = 8
+    """The rank of the adapter."""
+    full: bool = False
+    """Train all weights in place of an adapter."""
+    mix: str = "retrieved:1"
+    """Kinds of contexts with their shares, such as gold:.4,retrieved:.3,distractors:.2,none:.1."""
+    citations: bool = False
+    """Answers cite the passage that holds them, such as [2]."""
+    all_gold: bool = False
+    """Show all gold passages of a question, for answers that need several together."""
+    abstain: Literal["auto", "always", "never"] = "auto"
+    """Where nothing retrieved is gold or holds an answer, learn to say so; auto does where it is
+    known what is relevant."""
+    prompt: str = "ragkit"
+    """The prompt's wording, which the trained generator then is asked with."""
+    seeds: str = "0"
+    """Seeds, such as 0,1,2: each is learnt apart; the best on dev is kept."""
+    batch: int = 8
+    """Rows in a step, over all processes and accumulated passes."""
+    micro_batch: int = 4
+    """Rows in one pass of one process."""
+    learning_rate: float | None = None
+    """The highest learning rate; 2e-3 if not given, with --full 5e-5."""
+    loss: Literal["cross-entropy", "label-smoothing", "overtone"] = "cross-entropy"
+    """What is minimised on the tokens of answers."""
+    smoothing: float = 0.1
+    """The share of a target that does not go to the token itself, where the loss is smoothed."""
+    replay: Path | None = None
+    """General texts that are seen again while learning: records with a field text."""
+    replay_rows: int = 1
+    """Rows of a step that are such texts, if there are some."""
+    keep_rows: int = 0
+    """Rows of a step that are questions without passages, on which the base's words are kept."""
+    remedy_weight: float = 1.0
+    """The weight of either beside the loss of answers."""
+    average: str = "1"
+    """The share of what was learnt in the average with the base: above 0, up to 1; or sweep, which
+    takes the best on dev of those that the gate lets through."""
+    probes: Annotated[
+        list[Path], Parameter(negative="", consume_multiple=True, show_default=False)
+    ] = field(default_factory=list)
+    """Probes of general ability, which are run before and after."""
+    probe_limit: int | None = None
+    """Items of each probe; all if not given."""
+    max_forgetting: float | None = None
+    """The most that a probe may lose, such as 0.02; what loses more makes the run fail."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What settings say once they are read.
+
+    Attributes:
+        seeds: the seeds.
+        shares: of the learnt weights, in the averages that are tried.
+        mix: of contexts.
+        passages: the least and the most that are shown.
+    """
+
+    seeds: list[int]
+    shares: list[float]
+    mix: Mix
+    passages: tuple[int, int]
+
+
+def check(settings: GeneratorSettings) -> Checked:
+    """Refuse what could not work, before any work is done.
+
+    Raises:
+        SettingsError: naming the option.
+    """
+    from ragkit.training.mixes import Mix
+
+    least = {"lora": 1, "max_new_tokens": 1, "context_tokens": 1, "probe_limit": 1}
+    least |= {"micro_batch": 1, "replay_rows": 1, "keep_rows": 0}
+    seeds = check_training(settings, least, settings.micro_batch)
+    if not 0 <= settings.smoothing < 1:
+        raise SettingsError(f"--smoothing {settings.smoothing}: expected a share from 0, below 1")
+    if not 0 < settings.remedy_weight < math.inf:
+        raise SettingsError(f"--remedy-weight must be above 0, not {settings.remedy_weight}")
+    rows = settings.keep_rows + (settings.replay_rows if settings.replay else 0)
+    if rows >= settings.batch:
+        raise SettingsError(
+            f"--replay-rows and --keep-rows take all {settings.batch} rows of a step: raise --batch"
+        )
+    if settings.max_forgetting is not None:
+        if not 0 <= settings.max_forgetting < math.inf:
+            raise SettingsError(
+                f"--max-forgetting must be 0 or more, not {settings.max_forgetting}"
+            )
+        if not settings.probes:
+            raise SettingsError("--max-forgetting needs --probes, by which forgetting is measured")
+    passages = passage_range(settings.passages)
+    if passages[1] < 1:
+        raise SettingsError(
+            "--passages must reach 1; a generator that sees none: --mix none:1 --passages 1"
+        )
+    return Checked(seeds, shares_of(settings.average), Mix.parse(settings.mix), passages)
