@@ -66,6 +66,8 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--limit", type=int, help="questions to train on")
     parser.add_argument("--test", type=int, help="questions to test on, drawn at random")
+    parser.add_argument("--objectives", default="bce,listwise,utility", help="of rerankers")
+    parser.add_argument("--shares", default="0.25,0.5,0.75,1", help="of what was learnt: retention")
     parser.add_argument("--options", default="", help="more options of ragkit-train, after commas")
     parser.add_argument("--work", type=Path, default=Path("training-work"))
     arguments = parser.parse_args()
@@ -127,7 +129,7 @@ class Task:
         """Return the questions that are judged."""
         return [self.questions[name].query for name in qrels]
 
-    def examples(self, kind: str) -> list[str]:
+    def examples(self, kind: str, dev: int = DEV) -> list[str]:
         """Return the options that name the questions: with mined negatives, or answers alone."""
         path = self.work / f"{kind}.jsonl"
         splits = self.splits
@@ -143,7 +145,7 @@ class Task:
                 "--from-rank=2", "--negatives=8",
             )  # fmt: skip
         options = [f"--examples={path}", f"--dev-questions={self.folder / 'queries.jsonl.gz'}"]
-        return [*options, f"--dev-qrels={splits / 'dev.tsv'}", f"--dev-limit={DEV}"]
+        return [*options, f"--dev-qrels={splits / 'dev.tsv'}", f"--dev-limit={dev}"]
 
 
 def call(*options: str) -> None:
@@ -248,13 +250,13 @@ def rerankers(part: str, arguments: Any) -> list[dict[str, Any]]:
     systems: dict[str, Values] = {
         "hybrid": {m: [v] for m, v in scored(first, queries, test).items()}
     }
-    for objective, kind in (("bce", "mined"), ("listwise", "mined"), ("utility", "answers")):
+    for objective in arguments.objectives.split(","):
+        kind = "answers" if objective == "utility" else "mined"
         folder = task.work / f"reranker-{objective}"
         if not (folder / "results.json").exists():
             call(
-                "reranker", *task.examples(kind), f"--index={task.kb}", f"--output={folder}",
+                "reranker", *task.examples(kind, 50), f"--index={task.kb}", f"--output={folder}",
                 f"--objective={objective}", f"--seeds={arguments.seeds}", *more(arguments),
-                "--dev-limit=50",
             )  # fmt: skip
         of: Values = {measure: [] for measure in MEASURES}
         for name in seeds_of(folder, arguments):
@@ -280,7 +282,7 @@ def retention(part: str, arguments: Any) -> list[dict[str, Any]]:
         documents = [document.contents for document in Index.open(task.kb).documents]
         ids = [document.id for document in Index.open(task.kb).documents]
         base = BiEncoder.load(BASE, precision="fp32")
-        for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        for share in (0.0, *map(float, arguments.shares.split(","))):
             of: Values = {measure: [] for measure in MEASURES}
             for folder in seeds_of(trained, arguments)[: 1 if share == 0 else None]:
                 encoder = BiEncoder.load(folder, precision="fp32")

@@ -1,13 +1,15 @@
-"""One training step and epoch of virtual tokens, beside three other ways to the same gradients.
+"""One training step and epoch of virtual tokens, beside three other ways to train such rows.
 
     OMP_WAIT_POLICY=PASSIVE python benchmarks/speed_tokens.py
 
 The ways, in turn on the same rows (SQuAD questions, BM25 passages, SmolLM2):
 ragkit      the frozen prefix: passages read without gradients, then kept; logits at labels alone
-recipe      SPRING's published recipe, from its description: passages cut so that a row takes 600
-            tokens, and padded to them; gradients through everything, logits everywhere
+recipe      SPRING's published recipe, from its description: rows padded to 600 tokens, passages
+            cut to 550 (the longest row decides where question and answer take more than 50);
+            gradients through everything, logits everywhere
 dynamic     the same, padded to the longest row
 peft        peft's prompt tuning: tokens before everything, padded to the longest row
+Loss and gradients of the first two are compared; peft's are of other places, and are not.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -153,7 +154,8 @@ def records(settings: Any, *names: str) -> dict[str, Any]:
 
 def json_values(settings: Any) -> dict[str, Any]:
     """Return a dataclass of settings as JSON values."""
-    return {n: str(v) if isinstance(v, Path) else v for n, v in asdict(settings).items()}
+    values: dict[str, Any] = json.loads(json.dumps(asdict(settings), default=str))
+    return values
 
 
 def whole_numbers(text: str, option: str) -> list[int]:

@@ -135,7 +135,7 @@ def token_run(
         max_new_tokens=max(longest, settings.max_new_tokens) + settings.tokens,
     )
     prefixes = None
-    if not settings.gradient_checkpointing:
+    if not settings.gradient_checkpointing and placement != "start":
         budget = int(settings.prefix_cache * _GB)
         prefixes = PrefixCache(generator.model, budget, settings.prefix_cache_folder)
     return TokenRun(

@@ -153,7 +153,9 @@ class PrefixCache:
         tensors: dict[str, torch.Tensor] = {}
         for number, (keys, values) in enumerate(layers):
             tensors |= {f"{number}.keys": keys, f"{number}.values": values}
-        save_file(tensors, path)
+        aside = path.with_suffix(".writing")
+        save_file(tensors, aside)  # where the disk is full, what was kept before stays whole
+        aside.replace(path)
         return path
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -124,18 +124,26 @@ class VirtualTokens:
                     f"({__version__}) reads format {FORMAT}"
                 )
             embeddings = _read_rows(folder / WEIGHTS)
+            shape = manifest["count"], manifest["size"]
+            if manifest["placement"] not in get_args(Placement):
+                raise ModelError(
+                    f"{folder}: unknown placement {manifest['placement']!r}; expected "
+                    f"{', '.join(get_args(Placement))}"
+                )
             tokens = cls(
                 embeddings,
                 **{name: manifest[name] for name in ("base", "base_hash", "layout", "placement")},
                 style=style_from(manifest["style"]),
                 template_hash=manifest["template_hash"],
             )
-        except (DataError, OSError, SafetensorError, KeyError, TypeError) as error:
+        except KeyError as error:
+            raise ModelError(f"{folder / MANIFEST} does not tell {error}") from error
+        except (DataError, SettingsError, OSError, SafetensorError, TypeError) as error:
             raise ModelError(f"{folder}: no virtual tokens can be read here: {error}") from error
-        if tuple(embeddings.shape) != (manifest["count"], manifest["size"]):
+        if tuple(embeddings.shape) != shape:
             raise ModelError(
                 f"{folder}: {WEIGHTS} holds {tuple(embeddings.shape)} values, the manifest says "
-                f"{(manifest['count'], manifest['size'])}"
+                f"{shape}"
             )
         return tokens
 

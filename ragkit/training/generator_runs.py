@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import Dataset
 
 from ..artefacts import read_json, write_json
-from ..errors import SettingsError
+from ..errors import DataError, SettingsError
 from ..models.generator import Generator
 from ..models.loading import end_ids
 from ..models.precision import without_bars
@@ -25,7 +25,7 @@ from ..styles import PromptStyle
 from ..types import Progress, Qrels, Query, quiet
 from .draws import epoch_order
 from .generator_loss import kl_to_base
-from .keeper import History, LoopSettings
+from .keeper import History, LoopSettings, processes
 from .loop import train
 from .lora import with_lora
 from .mixes import ContextDraw, ContextDraws, Mix
@@ -62,7 +62,7 @@ class Remedies:
         """
         if min(self.replay, self.keep) < 0 or not self.weight > 0:
             raise SettingsError("rows against forgetting must be 0 or more, their weight above 0")
-        if self.replay and not any(text.strip() for text in self.texts):
+        if self.replay and not self.texts:
             raise SettingsError("to see general texts again, there must be some")
 
 
@@ -109,14 +109,21 @@ class GeneratorRun:
             DataError, SettingsError: as `loop.train`, `ContextDraws`, `sft_row` and `with_lora` do.
         """
         self.draws(settings)  # refuses what cannot be drawn, before the model is touched
+        base = self.generator.model
+        if getattr(base, "_hf_peft_config_loaded", False):
+            raise SettingsError(
+                f"{self.generator.name!r} is an adapter already: what is learnt on it could not be "
+                "told apart. Start from its base, or merge it first (peft's merge_and_unload)."
+            )
+        if self.rank and not self.generator.name:
+            raise SettingsError("the generator has no name, by which its adapter could find it")
         taught = Taught.of(self.generator, self.style)  # hashes the base, which then gets adapted
         torch.manual_seed(settings.seed)  # of the adapter's first weights
-        base = self.generator.model
         model = with_lora(base, self.rank) if self.rank else deepcopy(base).float()
-        if not self.rank:
-            model.requires_grad_(True)
-        trainee = _Trainee(model, self, None if self.rank else base)
         try:
+            if not self.rank:
+                model.requires_grad_(True)
+            trainee = _Trainee(model, self, None if self.rank else base)
             history = train(
                 trainee,
                 lambda begin: _Rows(self, settings, begin),
@@ -127,8 +134,11 @@ class GeneratorRun:
                 progress=progress,
             )
             learnt = folder / "model"
-            self._save(model, learnt)
-            taught.save(learnt)
+            together = processes(base.device)
+            if together.is_main_process:
+                self._save(model, learnt)
+                taught.save(learnt)
+            together.wait_for_everyone()
         finally:
             if self.rank:
                 self.generator.model = model.unload().eval()
@@ -138,7 +148,11 @@ class GeneratorRun:
         folder.mkdir(parents=True, exist_ok=True)
         with without_bars():
             if self.rank:
-                model.peft_config["default"].base_model_name_or_path = self.generator.name
+                name = self.generator.name
+                local = Path(name).expanduser()  # looked for where peft is called: made absolute
+                if local.is_dir():
+                    name = str(local.resolve())
+                model.peft_config["default"].base_model_name_or_path = name
                 model.save_pretrained(folder, save_embedding_layers=False)
             else:
                 model.to(self.generator.model.dtype).save_pretrained(folder)
@@ -200,10 +214,8 @@ class GeneratorRun:
         """Return a row against forgetting: all its places are scored but the first."""
         encoder = self.generator.encoder
         if role == "replay":
-            epoch, rank = divmod(place, len(self.remedies.texts))
-            text = self.remedies.texts[epoch_order(seed, epoch, len(self.remedies.texts))[rank]]
-            longest = min(_LONGEST_TEXT, self.generator.window)
-            ids = [*encoder.start_ids(), *encoder.data_ids(text)][:longest]
+            epoch, rank = divmod(place, len(self._texts))
+            ids = self._texts[epoch_order(seed, epoch, len(self._texts))[rank]]
         else:
             own = Random(f"{seed} keep {place}")
             example = self.train.examples[own.randrange(len(self.train.examples))]
@@ -213,6 +225,20 @@ class GeneratorRun:
             ends = end_ids(self.generator.model, self.generator.tokenizer)
             ids += encoder.answer_ids(own.choice(example.answers), ends)
         return SftRow(tuple(ids[:1]), tuple(ids[1:]), role)
+
+    @cached_property
+    def _texts(self) -> list[list[int]]:
+        """The ids of the general texts, but for those in which there is nothing to predict."""
+        encoder, longest = self.generator.encoder, min(_LONGEST_TEXT, self.generator.window)
+        every = (
+            [*encoder.start_ids(), *encoder.data_ids(text)][:longest]
+            for text in self.remedies.texts
+            if text.strip()
+        )
+        found = [ids for ids in every if len(ids) > 1]
+        if not found:
+            raise DataError("none of the general texts has two tokens, one to predict another")
+        return found
 
     @cached_property
     def _dev_rows(self) -> list[SftRow]:
@@ -226,7 +252,7 @@ class GeneratorRun:
         learning = trainee.training
         trainee.eval()
         total = sum(
-            float(answer_loss(logits, labels, 1))
+            answer_loss(logits, labels, 1).item()
             for start in range(0, len(rows), batch)
             for logits, labels in trainee.logits(rows[start : start + batch])
         )

@@ -261,6 +261,11 @@ class Keeper(TrainerCallback):
             )
 
     def _load(self, tensors: Mapping[str, torch.Tensor], history: History) -> None:
+        for key, tensor in tensors.items():
+            parts = key.split(".", 1 if key.startswith(("now.", "best.")) else 2)
+            shape = self.parameters[parts[-1]].shape
+            if tensor.shape != shape and parts[1] != "step":
+                raise ValueError(f"{key} is of shape {tuple(tensor.shape)}, not {tuple(shape)}")
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(tensors[f"now.{name}"])

@@ -22,7 +22,7 @@ Loss: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | int | Non
 
 Role: TypeAlias = Literal["answer", "replay", "keep"]
 
-_PASS = {"cpu": 512}  # tokens in a pass, for which gradients are kept; elsewhere 4,096
+_PASS = {"cpu": 512}  # tokens in a pass; elsewhere 4,096: the micro-batch bounds memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def packed(lengths: Sequence[int], tokens: int) -> list[list[int]]:
 
     The longest that is left goes where least room remains, or into a sequence of its own where
     it fits nowhere: so does one that is longer than `tokens`. At most 11/9 of the fewest sequences
-    are needed, and 6/9 of one (Dósa 2007).
+    are needed, and 4 (Johnson et al. 1974).
     """
     sequences: list[list[int]] = []
     room: list[tuple[int, int]] = []  # what is left in a sequence, and its number, least first
@@ -123,7 +123,7 @@ class SftTrainee(torch.nn.Module):
         self.loss = loss
         self.tokens = tokens or _PASS.get(model.device.type, 4096)
         self.packs = packs_exactly(model)
-        self._turn = _turning_length(model)
+        self._turn = turning_length(model)
 
     def forward(
         self,
@@ -247,7 +247,7 @@ def packs_exactly(model: Any) -> bool:
     return bool((together - alone).abs().max() <= noise * (seen - alone).abs().max())
 
 
-def _turning_length(model: Any) -> int | None:
+def turning_length(model: Any) -> int | None:
     """Return above which length a row turns the positions of all rows in its pass (LongRoPE)."""
     rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
     kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from peft import PromptTuningConfig, TaskType, get_peft_model
 
+from ..errors import SettingsError
 from ..models.precision import pad
 from .token_loss import IGNORED, RowBatch, TokenRow, answer_loss
 
@@ -27,7 +28,12 @@ class PromptTuningTrainee(torch.nn.Module):
     def __init__(self, model: Any, start: torch.Tensor) -> None:
         super().__init__()
         settings = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=len(start))
-        tuned: Any = get_peft_model(model.eval(), settings)
+        try:
+            tuned: Any = get_peft_model(model.eval(), settings)
+        except ValueError as error:
+            raise SettingsError(
+                f"{type(model).__name__} cannot be tuned by peft's prompts: {error}"
+            ) from error
         weight = tuned.prompt_encoder["default"].embedding.weight
         with torch.no_grad():
             weight.copy_(start)

@@ -19,7 +19,7 @@ from ..models.splice import spliced, without_virtual
 from .draws import Draw, Draws
 
 IGNORED = -100  # the label of a place that is not scored
-_PASS = {"cpu": 128}  # padded tokens in a pass through the model, for which gradients are kept
+_PASS = {"cpu": 128}  # padded tokens in a pass; elsewhere the micro-batch alone bounds memory
 
 
 @dataclass(frozen=True, slots=True)

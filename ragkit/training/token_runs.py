@@ -24,6 +24,7 @@ from ..types import Example, Hit, Progress, Query, quiet
 from .draws import Draw, Draws
 from .keeper import History, LoopSettings
 from .loop import train
+from .packing import turning_length
 from .prompt_tuning import PromptTuningTrainee
 from .token_loss import Rows, TokenRow, TokenTrainee, collate, row_of
 
@@ -94,16 +95,20 @@ class TokenRun:
         )
         found = [len(hits) for hits in self.train.hits]
         trainee = self._trainee()
-        history = train(
-            trainee,
-            lambda begin: Rows(draws, self._row, found, begin),
-            collate,
-            settings,
-            folder,
-            evaluate=lambda: self._dev_loss(trainee, settings.micro_batch),
-            progress=progress,
-        )
-        self.generator.model.eval()  # checkpointing ends here
+        try:
+            history = train(
+                trainee,
+                lambda begin: Rows(draws, self._row, found, begin),
+                collate,
+                settings,
+                folder,
+                evaluate=lambda: self._dev_loss(trainee, settings.micro_batch),
+                progress=progress,
+            )
+        finally:
+            self.generator.model.eval()
+            if self.prefixes is None:
+                self.generator.model.activation_checkpointing_disable()
         return self.tokens(trainee.tokens), history
 
     def _trainee(self) -> TokenTrainee | PromptTuningTrainee:
@@ -149,10 +154,12 @@ class TokenRun:
         ids = encoder.encode(self.prompt(example.query, hits))
         answer_ids = encoder.answer_ids(example.answers[answer], self.ends)
         size = len(ids.ids) + tokens + len(answer_ids)
-        if size > self.generator.window:
+        # Beyond where LongRoPE turns, the positions of what was read before would be others.
+        window = min(self.generator.window, turning_length(self.generator.model) or size)
+        if size > window:
             raise DataError(
                 f"question {example.query.id!r}: its prompt, {tokens} virtual tokens and its "
-                f"answer take {size} tokens; the model reads {self.generator.window}. Lower "
+                f"answer take {size} tokens; the model reads {window} as they are trained. Lower "
                 "--context-tokens."
             )
         return row_of(key, ids, tokens, answer_ids, self.placement)

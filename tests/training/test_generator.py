@@ -36,7 +36,11 @@ def read(metal, at):
 
 @pytest.fixture
 def run(tiny_folder):
-    generator = Generator.load(str(tiny_folder), device="cpu", precision="fp32")
+    return run_on(str(tiny_folder))
+
+
+def run_on(folder):
+    generator = Generator.load(folder, device="cpu", precision="fp32")
     examples = [
         Example(
             Query(metal, f"When does {metal} melt?"), positives=(read(metal, at),), answers=(at,)
@@ -97,25 +101,70 @@ def test_an_average_lies_between_the_base_and_what_was_learnt(run, rank, tmp_pat
 
 
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(run, tmp_path):
+    run.remedies = Remedies(["Lead is heavy and soft.", "Tin is not."], replay=1)
     whole, _ = run.learn(SETTINGS, tmp_path / "whole")
     asked, make = [], run.row
+    run._dev_rows  # noqa: B018 (made once)
 
     def stopping(draw, of):
         asked.append(draw)
-        if len(asked) > 20:
+        if len(asked) > 16:  # read ahead of the fifth step; the state is of the fourth
             raise KeyboardInterrupt
         return make(draw, of)
 
     run.row = stopping
     with pytest.raises(KeyboardInterrupt):
         run.learn(SETTINGS, tmp_path / "stopped")
-    run.row = make
     assert not any("lora" in name for name in run.generator.model.state_dict())
+    asked.clear()
+    run.row = lambda draw, of: asked.append(draw) or make(draw, of)
     stopped, _ = run.learn(SETTINGS, tmp_path / "stopped")
+    assert len(asked) == 2 * 3  # the rows of the two steps that were left, and no other
     first, second = (load_file(folder / "adapter_model.safetensors") for folder in (whole, stopped))
     assert first.keys() == second.keys() and first
     for name, tensor in first.items():
         torch.testing.assert_close(tensor, second[name], atol=1e-6, rtol=0)
+
+
+def learnt_both_ways(folder, place):
+    """What an adapter and whole weights are after a few steps with remedies, by their files."""
+    found = {}
+    for rank in (2, 0):
+        run = run_on(folder)
+        run.rank, run.remedies = rank, Remedies(["Lead is heavy and soft."], replay=1, keep=1)
+        of = place / str(rank)
+        of.mkdir(parents=True, exist_ok=True)
+        learnt, _ = run.learn(replace(SETTINGS, micro_batch=2, learning_rate=1e-3), of)
+        for path in learnt.glob("*.safetensors"):
+            found |= {f"{rank}.{name}": tensor for name, tensor in load_file(path).items()}
+    return found
+
+
+def test_two_processes_learn_what_one_does(tiny_folder, tmp_path, on_two_processes):
+    folder = str(tiny_folder)
+    expected = learnt_both_ways(folder, tmp_path / "one")
+    given = f"{folder!r}, Path({str(tmp_path / 'two')!r})"
+    for found in on_two_processes(f"found = learnt_both_ways({given})"):
+        assert found.keys() == expected.keys() and len(found) > 20
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=0)
+
+
+def test_a_base_that_could_not_be_told_apart_is_refused(run, tmp_path):
+    folder, _ = run.learn(SETTINGS, tmp_path / "state")
+    adapted = replace(run, generator=Generator.load(str(folder), device="cpu"))
+    with pytest.raises(SettingsError, match="adapter already"):
+        adapted.learn(SETTINGS, tmp_path / "again")
+    run.generator.name = ""
+    with pytest.raises(SettingsError, match="no name"):
+        run.learn(SETTINGS, tmp_path / "nameless")
+
+
+def test_an_adapter_finds_its_base_from_anywhere(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tiny_folder.parent)
+    folder, _ = run_on(tiny_folder.name).learn(SETTINGS, tmp_path / "state")
+    monkeypatch.chdir(tmp_path)
+    Generator.load(str(folder), device="cpu")
 
 
 @pytest.mark.parametrize("rank", [2, 0])
@@ -177,7 +226,10 @@ def test_remedies_give_the_same_gradients_in_parts(run):
 
 def test_remedies_that_cannot_be_are_refused(run):
     with pytest.raises(SettingsError, match="some"):
-        Remedies(["  "], replay=1)
+        Remedies(replay=1)
+    run.remedies = Remedies(["  ", ""], replay=1)
+    with pytest.raises(DataError, match="two tokens"):
+        run.remedy("replay", 0, 0)
     run.remedies = Remedies(keep=4)
     with pytest.raises(SettingsError, match="no room"):
         run.draws(SETTINGS)
@@ -272,12 +324,15 @@ def test_the_program_writes_an_adapter_results_and_a_card(place, tiny_folder, ca
 
 
 def test_too_much_forgotten_fails_and_leaves_what_was_learnt(place, tiny_folder, capsys):
-    options = ("--probes", "probe.jsonl", "--max-forgetting=0", "--learning-rate=0.5")
-    code = train(tiny_folder, *options, "--steps=6", "--full")
-    told = capsys.readouterr().err
+    # What it learns to say, digits, is less likely in a text without any.
+    texts = [{"id": str(n), "text": "xyz " * 9} for n in range(3)]
+    (place / "held.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
+    options = ("--probes", "held.jsonl", "--max-forgetting=0", "--learning-rate=0.01")
+    code = train(tiny_folder, *options, "--steps=12", "--full")
     results = json.loads((place / "out" / "results.json").read_text())
-    assert code == (1 if results["forgetting"] > 0 else 0)
-    assert results["forgetting"] > 0 and "forgets too much" in told
+    assert code == 1
+    assert results["forgetting"] > 0 and results["worst"] == "held"
+    assert "'held' lost" in capsys.readouterr().err
     assert (place / "out" / "model.safetensors").exists()
 
 

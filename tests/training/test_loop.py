@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from ragkit.errors import DataError, SettingsError
 from ragkit.models.prefix_cache import PrefixCache
@@ -18,7 +20,7 @@ SETTINGS = LoopSettings(
 COUNT = 5
 
 
-def run(model, folder, settings=SETTINGS, *, stop_at=None):
+def run(model, folder, settings=SETTINGS, *, stop_at=None, made=None):
     draws = Draws((1,) * 7, settings.steps, settings.batch, (1, 3), COUNT, seed=3)
     start = torch.randn(COUNT, 32, generator=torch.Generator().manual_seed(1))
     trainee = TokenTrainee(model, start, PrefixCache(model, 10**7))
@@ -37,7 +39,13 @@ def run(model, folder, settings=SETTINGS, *, stop_at=None):
         return float(trainee(**collate(rows))["loss"])
 
     folder.mkdir(exist_ok=True)
-    rows = lambda begin: Rows(draws, make, (3,) * 7, begin)  # noqa: E731
+
+    def making(draw, passages):
+        if made is not None:
+            made.append(draw)
+        return make(draw, passages)
+
+    rows = lambda begin: Rows(draws, making, (3,) * 7, begin)  # noqa: E731
     history = train(trainee, rows, collate, settings, folder, evaluate=evaluate)
     return trainee.tokens.detach(), history
 
@@ -60,8 +68,10 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(tiny, tmp_path):
     expected, whole = run(tiny, tmp_path / "a")
     with pytest.raises(KeyboardInterrupt):
         run(tiny, tmp_path / "b", stop_at=2)  # before step 4 is written
-    found, history = run(tiny, tmp_path / "b")
+    made = []
+    found, history = run(tiny, tmp_path / "b", made=made)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    assert len(made) == 4 * SETTINGS.batch  # of the four steps that were left
     assert history.evaluations == pytest.approx(whole.evaluations, abs=1e-5)
     assert not [path for path in (tmp_path / "b").rglob("*") if path.suffix != ".safetensors"]
 
@@ -76,7 +86,14 @@ def test_the_state_of_other_settings_is_refused(tiny, tmp_path):
     run(tiny, tmp_path / "a")
     with pytest.raises(SettingsError, match="other settings"):
         run(tiny, tmp_path / "a", replace(SETTINGS, learning_rate=0.01))
-    (tmp_path / "a" / "state.safetensors").write_bytes(b"x" * 64)
+    state = tmp_path / "a" / "state.safetensors"
+    with safe_open(state, framework="pt") as file:
+        told, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for change in ({"now.tokens": torch.zeros(1, 32)}, {"now.others": torch.zeros(5, 32)}):
+        save_file(tensors | change, state, metadata=told)
+        with pytest.raises(DataError, match="gone on"):  # a row is not spread over all
+            run(tiny, tmp_path / "a")
+    state.write_bytes(b"x" * 64)
     with pytest.raises(DataError, match="gone on"):
         run(tiny, tmp_path / "a")
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ragkit.errors import ModelError
+from ragkit.models import prefix_cache
 from ragkit.models.precision import weights_hash
 from ragkit.models.prefix_cache import PrefixCache
 from ragkit.models.splice import VirtualIds, spliced
@@ -132,6 +133,21 @@ def test_prefixes_are_read_once_and_extended(tiny, tmp_path, on_disk):
     assert cache.kept_tokens == 4
     cache.close()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_what_was_kept(tiny, tmp_path, monkeypatch, caplog):
+    cache = PrefixCache(tiny, 10**9, tmp_path)
+    cache.rows(["q"], [(1, 2)])
+
+    def full(tensors, path):
+        path.write_bytes(b"half")
+        raise OSError("no space")
+
+    monkeypatch.setattr(prefix_cache, "save_file", full)
+    for ids, read in (((1, 2, 3), 3), ((1, 2), 3), ((1, 2, 3), 4)):
+        cache.rows(["q"], [ids])
+        assert cache.read_tokens == read
+    assert "no space" in caplog.text
 
 
 def test_the_cache_keeps_to_its_budget(tiny):

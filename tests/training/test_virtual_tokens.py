@@ -15,7 +15,7 @@ from ragkit.console import run
 from ragkit.errors import ModelError, SettingsError
 from ragkit.models import Generator
 from ragkit.models.virtual_tokens import VirtualTokens, read_tensor_file, start_rows
-from ragkit.styles import SPRING_INSTRUCTION
+from ragkit.styles import SPRING_INSTRUCTION, style_named
 from ragkit.training.draws import Draws
 
 METALS = ["tin", "lead", "zinc", "iron", "gold", "copper", "nickel", "silver", "cobalt", "barium"]
@@ -244,6 +244,39 @@ def test_tokens_of_another_base_are_refused(place, tiny_folder, tmp_path):
     assert len(tokens.first(2)) == 2
     with pytest.raises(SettingsError, match="these are 6"):
         tokens.first(7)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"count": None}, "does not tell 'count'"),
+        ({"count": 7}, "the manifest says"),
+        ({"placement": "behind"}, "unknown placement 'behind'"),
+        ({"style": {"name": "mine"}}, "style"),
+        ({"format": 99}, "format 99"),
+    ],
+)
+def test_a_damaged_manifest_is_told(place, tiny_folder, change, message):
+    generator = Generator.load(str(tiny_folder), device="cpu")
+    style = style_named("virtual-tokens")
+    hashes = {"base_hash": "0", "template_hash": "0"}
+    VirtualTokens(
+        torch.zeros(6, 32), base=generator.name, layout="chat", placement="middle", style=style,
+        **hashes,
+    ).save(place)  # fmt: skip
+    manifest = json.loads((place / "manifest.json").read_text()) | change
+    kept = {name: value for name, value in manifest.items() if value is not None}
+    (place / "manifest.json").write_text(json.dumps(kept))
+    with pytest.raises(ModelError, match=message):
+        VirtualTokens.load(place)
+
+
+def test_rows_end_where_longrope_turns(place, tiny_folder, monkeypatch, capsys):
+    from ragkit.training import token_runs
+
+    monkeypatch.setattr(token_runs, "turning_length", lambda model: 40)
+    assert train(tiny_folder) == 1
+    assert "the model reads 40 as they are trained" in capsys.readouterr().err
 
 
 def test_tokens_start_from_the_instructions_embeddings(tiny_folder):
