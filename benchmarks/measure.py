@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ragkit.artefacts import write_json
+from ragkit.artefacts import read_json, write_json
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -47,6 +47,15 @@ def side_by_side(
 def ratio(seconds: dict[str, list[float]], ours: str, peer: str) -> float:
     """Return how many times faster ours is than the peer, by medians."""
     return statistics.median(seconds[peer]) / statistics.median(seconds[ours])
+
+
+def same_settings(folder: Path, used: dict[str, Any]) -> None:
+    """Note in a folder by which settings it is filled, or end where those that are there differ."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "settings.json"
+    if path.exists() and read_json(path) != used:
+        sys.exit(f"{path} tells of other settings: give the same, or another --work")
+    write_json(path, used)
 
 
 def save(name: str, rows: Any, settings: dict[str, Any]) -> None:

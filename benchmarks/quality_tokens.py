@@ -20,7 +20,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from measure import data_folder, save
+from measure import data_folder, same_settings, save
 from rich.console import Console
 
 from ragkit import Index
@@ -186,6 +186,12 @@ def learnt_by_seed(
     return [folder for folder, _ in done], training
 
 
+def settings_of(arguments: Any) -> dict[str, Any]:
+    """Return the settings that what is learnt and answered depends on."""
+    names = ("train", "dev", "passages", "tokens", "steps", "batch", "evaluations", "shown")
+    return {name: getattr(arguments, name) for name in (*names, "max_new_tokens")}
+
+
 def learn(
     run: TokenRun | GeneratorRun,
     part: str,
@@ -196,7 +202,7 @@ def learn(
 ) -> tuple[Path, dict[str, Any]]:
     """Learn what one seed gives, or take what was learnt before."""
     folder = arguments.work / part / f"{seed}-{rate:g}"
-    same_settings(folder, arguments)
+    same_settings(folder, settings_of(arguments))
     if not (folder / "history.json").exists():
         settings = LoopSettings(
             steps=arguments.steps,
@@ -208,23 +214,12 @@ def learn(
         if isinstance(run, GeneratorRun):
             _, history = run.learn(settings, folder, progress=progress)
         else:
-            fixed = WAYS[part].get("fixed", False)
+            fixed = WAYS.get(part, {}).get("fixed", False)
             tokens, history = run.learn(settings, folder, fixed=fixed, progress=progress)
             tokens.save(folder)
         write_json(folder / "history.json", asdict(history))
         Console().print(part, seed, rate, asdict(history))
     return folder, json.loads((folder / "history.json").read_text(encoding="utf-8"))
-
-
-def same_settings(folder: Path, arguments: Any) -> None:
-    """Refuse a folder in which was learnt, or answered, by other settings; note these in it."""
-    names = ("train", "dev", "passages", "tokens", "steps", "batch", "evaluations", "shown")
-    used = {name: getattr(arguments, name) for name in (*names, "max_new_tokens")}
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "settings.json"
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != used:
-        raise SystemExit(f"{path} tells of other settings: give the same, or another --work")
-    write_json(path, used)
 
 
 def adapted(
@@ -325,7 +320,7 @@ def answers_by_parts(
     process has begun are left to it, until nothing else is to be done.
     """
     folder = arguments.work / part / "answers"
-    folder.mkdir(parents=True, exist_ok=True)
+    same_settings(folder, settings_of(arguments))
     seeds = arguments.seeds.split(",")
     single = {
         f"{each.name} | {seeds[place] if len(each.tokens) > 1 else '-'}": (each, place)

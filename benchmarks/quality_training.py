@@ -22,7 +22,7 @@ from random import Random
 from typing import Any
 
 import numpy as np
-from measure import data_folder, save
+from measure import data_folder, same_settings, save
 from ragkit.trainers.__main__ import app as trainer
 from rich.console import Console
 from rich.table import Table
@@ -75,8 +75,8 @@ def main() -> None:
         rows = {"reranker": rerankers, "retention": retention}.get(part, retrievers)(
             part, arguments
         )
-        used = {name: str(value) for name, value in vars(arguments).items() if name != "work"}
-        save(f"adaptation/{arguments.set}-{part}", rows, used)
+        given = {name: str(value) for name, value in vars(arguments).items() if name != "work"}
+        save(f"adaptation/{arguments.set}-{part}", rows, given)
         for row in rows:
             show(row)
 
@@ -158,6 +158,7 @@ def retrievers(part: str, arguments: Any) -> list[dict[str, Any]]:
     """Train an encoder in one way, and test it alone and in hybrid, beside its base."""
     task = Task(arguments.set, arguments.work)
     folder = task.work / part
+    same_settings(task.work / f"{part}.settings", used(arguments))
     if not (folder / "results.json").exists():
         kind, *way = WAYS[part]
         call(
@@ -184,6 +185,11 @@ def more(arguments: Any) -> list[str]:
     """Return the options of training that the command line adds."""
     limit = [f"--limit={arguments.limit}"] if arguments.limit else []
     return [*limit, *(f"--{option}" for option in arguments.options.split(",") if option)]
+
+
+def used(arguments: Any) -> dict[str, Any]:
+    """Return the settings that what is learnt depends on."""
+    return {name: getattr(arguments, name) for name in ("seeds", "limit", "options")}
 
 
 def seeds_of(folder: Path, arguments: Any) -> list[str]:
@@ -253,6 +259,7 @@ def rerankers(part: str, arguments: Any) -> list[dict[str, Any]]:
     for objective in arguments.objectives.split(","):
         kind = "answers" if objective == "utility" else "mined"
         folder = task.work / f"reranker-{objective}"
+        same_settings(task.work / f"reranker-{objective}.settings", used(arguments))
         if not (folder / "results.json").exists():
             call(
                 "reranker", *task.examples(kind, 50), f"--index={task.kb}", f"--output={folder}",

@@ -146,18 +146,38 @@ def _condition_place(item: tuple[str, Any]) -> tuple[str, int]:
     return passages, int(count[0]) if count else -len(answers)
 
 
+LEARNT = {
+    "bm25": "BM25",
+    "base": "base",
+    "contrastive": "both sides",
+    "query": "query side",
+    "adapter": "query adapter",
+    "lsr": "LSR, from answers alone",
+}
+
+
 def adaptation(rows: Sequence[dict[str, Any]]) -> str:
     """Lay out quality_training.py's systems, each once, with what it gained on its base."""
     lines: dict[tuple[str, str], tuple[str, ...]] = {}
     for row in rows:
         for system, of in row["systems"].items():
+            way, _, search = system.partition(", ")
+            own = f"{system} - base, {search}"
             gains = [v for n, v in row["differences"].items() if n.startswith(f"{system} - ")]
+            gains = [row["differences"][own]] if own in row["differences"] else gains
             gain = _mean(gains[0]["nDCG@10"]) if gains else ""
             cells = [_mean(of[measure]) for measure in ("nDCG@10", "recall@10")]
-            line = row["set"], system, *cells, gain, str(of["nDCG@10"]["n"])
+            named = ", ".join(filter(None, (LEARNT.get(way, way), search)))
+            line = row["set"], named, *cells, gain, str(of["nDCG@10"]["n"])
             lines.setdefault((row["set"], system), line)
     head = ("set", "system", "nDCG@10", "recall@10", "nDCG@10 gained", "n")
-    return _table(head, sorted(lines.values(), key=lambda line: line[0]))
+    names = list(LEARNT)
+
+    def place(key: tuple[str, str]) -> tuple[str, int]:
+        way = key[1].partition(", ")[0]
+        return key[0], names.index(way) if way in names else len(names)
+
+    return _table(head, [lines[key] for key in sorted(lines, key=place)])
 
 
 def speed(rows: Sequence[dict[str, Any]]) -> str:

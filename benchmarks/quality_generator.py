@@ -1,0 +1,272 @@
+"""What training does to a reader: its answers by what it is given, and what it forgets.
+
+    python benchmarks/quality_generator.py --parts base,tokens,as-is,mixed,both --seeds 0,1,2
+    python benchmarks/quality_generator.py --parts as-is,overtone,replay,keep,average
+
+Each part learns from the same train questions of SQuAD with BM25's passages, in an adapter or in
+virtual tokens, the best step chosen on 48 more of them; what is learnt and answered is kept in
+`--work`. All parts answer the same dev questions: without passages, with those retrieved, with the
+gold passage alone and among distractors, and with distractors alone; and questions of nq_wiki that
+its passages do not answer. In the last two it is right to abstain. General ability is measured
+before and after, on items and on passages of a set that nothing was learnt from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from measure import data_folder, same_settings, save
+from quality_tokens import learn, settings_of, tasks
+from rich.console import Console
+
+from ragkit import Example, Index
+from ragkit.artefacts import write_json
+from ragkit.console import progress_bars
+from ragkit.corpus import read_documents, read_qrels, read_questions
+from ragkit.evaluation.contexts import build_contexts
+from ragkit.evaluation.probe_files import Probe, ProbeItem, read_probe
+from ragkit.evaluation.probes import compare_probes, run_probe
+from ragkit.evaluation.statistics import bootstrap_means
+from ragkit.models import Generator
+from ragkit.models.names import cache_folder
+from ragkit.models.prefix_cache import PrefixCache
+from ragkit.models.virtual_tokens import VirtualTokens
+from ragkit.prompts import abstains
+from ragkit.readers import GeneratorReader
+from ragkit.retrievers import Bm25Retriever
+from ragkit.styles import PromptStyle, style_named
+from ragkit.training.generator_loss import LOSSES, Smoothing
+from ragkit.training.generator_runs import GeneratorRun, Remedies
+from ragkit.training.mixes import Mix
+from ragkit.training.passages import Passages
+from ragkit.training.token_runs import Condition, Retrieved, TokenRun, answered, scored
+from ragkit.types import Hit, Progress, Qrels
+
+BASE = "SmolLM2-135M-Instruct"
+AS_IS, MIXED = "retrieved:1", "gold:.4,retrieved:.3,distractors:.2,none:.1"
+PARTS: dict[str, dict[str, Any]] = {
+    "base": {},
+    "tokens": {"tokens": 50, "on": None},
+    "as-is": {"mix": AS_IS},
+    "mixed": {"mix": MIXED},
+    "both": {"tokens": 50, "on": "as-is"},
+    "overtone": {"mix": AS_IS, "loss": "overtone"},
+    "replay": {"mix": AS_IS, "replay": 1},
+    "keep": {"mix": AS_IS, "keep": 1},
+    "average": {"average": 0.5, "on": "as-is"},
+}
+RATES = {"tokens": 1e-2, "adapter": 2e-3}
+UNANSWERABLE = "unanswerable"
+PROBES = ("arc-easy", "piqa")
+
+
+def main() -> None:
+    """Train and ask the parts, and write what came of each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--parts", default="base,tokens,as-is,mixed,both")
+    parser.add_argument("--name", default="generator/squad", help="of the results")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--train", type=int, default=240)
+    parser.add_argument("--dev", type=int, default=500)
+    parser.add_argument("--passages", type=int, default=3, help="the most shown")
+    parser.add_argument("--steps", type=int, default=48)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--evaluations", type=int, default=3, help="while training")
+    parser.add_argument(
+        "--contexts", default=f"none,retrieved,gold,gold+distractors,wrong,{UNANSWERABLE}"
+    )
+    parser.add_argument("--probes", type=int, default=100, help="items of each general probe")
+    parser.add_argument("--max-new-tokens", type=int, default=16)
+    parser.add_argument("--prefix-cache", type=float, default=3.0, help="GB")
+    parser.add_argument("--work", type=Path, default=Path("generator-work"))
+    arguments = parser.parse_args()
+    arguments.shown, arguments.tokens, arguments.no_dense = arguments.passages, 50, True
+    base = Generator.load(BASE)
+    with progress_bars() as progress:
+        train, dev, _ = tasks(arguments)
+        asked = contexts_of(dev, arguments)
+        probes = general(arguments) if arguments.probes else []
+        before = [run_probe(base, probe, cache=cache_folder() / "probes") for probe in probes]
+        texts: dict[str, dict[str, list[list[str]]]] = {}
+        rows: list[dict[str, Any]] = []
+        for part in arguments.parts.split(","):
+            seeds = [0] if part == "base" else [int(s) for s in arguments.seeds.split(",")]
+            found = []
+            for seed in seeds:
+                model, history = learnt(part, seed, base, train, arguments, progress)
+                told = said(part, seed, model, asked, arguments, progress)
+                after = [
+                    run_probe(model, probe, cache=cache_folder() / "probes") for probe in probes
+                ]
+                changes = {
+                    b.probe: {n: asdict(e) for n, e in compare_probes(b, a).items()}
+                    for b, a in zip(before, after, strict=True)
+                }
+                found.append((told, changes, history))
+            texts[part] = {context: [told[context] for told, _, _ in found] for context in asked}
+            row = {"part": part, "contexts": measured(asked, texts[part])}
+            row |= {"probes": [c for _, c, _ in found], "training": [h for *_, h in found]}
+            Console(width=120).print(row)
+            rows.append(row)
+    if len(texts) > 1:
+        rows.append({"part": "differences", "contexts": differences(asked, texts)})
+    used = {name: str(value) for name, value in vars(arguments).items() if name != "work"}
+    save(arguments.name, rows, used)
+
+
+Asked = dict[str, tuple[Sequence[Example], Sequence[Sequence[Hit]]]]
+"""Context -> questions, and the passages that each is asked with."""
+
+
+def contexts_of(dev: Retrieved, arguments: Any) -> Asked:
+    """Return the questions and passages of each context, of the questions that have all."""
+    folder, keep = data_folder() / "squad", arguments.passages
+    qrels = read_qrels(folder / "qrels" / "dev.tsv")
+    documents = {d.id: d for d in read_documents([folder / "corpus.jsonl.gz"])}
+    names = [name for name in arguments.contexts.split(",") if name != UNANSWERABLE]
+    built = []
+    for example, hits in zip(dev.examples, dev.hits, strict=True):
+        grades = qrels[example.query.id]
+        gold = [Hit(documents[name], 1.0) for name, grade in grades.items() if grade > 0]
+        passages = Passages(example, hits, grades)
+        others = [
+            hit
+            for hit in hits
+            if not (passages.is_gold(hit.document) or passages.holds(hit.document))
+        ]
+        found = build_contexts(
+            names, (), query=example.query.id, retrieved=hits[:keep], gold=gold,
+            distractors=others, keep=keep, seed=0,
+        )  # fmt: skip
+        if found.keys() == set(names):
+            built.append((example, found))
+    examples = [example for example, _ in built]
+    asked: Asked = {name: (examples, [found[name] for _, found in built]) for name in names}
+    if UNANSWERABLE in arguments.contexts.split(","):
+        asked[UNANSWERABLE] = unanswerable(arguments)
+    return asked
+
+
+def unanswerable(arguments: Any) -> tuple[list[Example], list[list[Hit]]]:
+    """Return nq_wiki's questions without an answer, and BM25's passages for them."""
+    folder, kb = data_folder() / "nq_wiki", arguments.work / "nq_wiki"
+    if not (kb / "manifest.json").exists():
+        Index.build(kb, read_documents([folder / "corpus.jsonl.gz"]), stores=["bm25"])
+    asked = [e for e in read_questions(folder / "queries.jsonl.gz") if not e.answers]
+    hits = Bm25Retriever(Index.open(kb)).retrieve([e.query for e in asked], arguments.passages)
+    return asked, [list(found) for found in hits]
+
+
+def general(arguments: Any) -> list[Probe]:
+    """Return the probes of general ability: items, and passages of another set."""
+    limit = arguments.probes
+    found = [read_probe(data_folder() / "general" / f"{name}.jsonl.gz") for name in PROBES]
+    found = [Probe(probe.name, probe.kind, probe.items[:limit]) for probe in found]
+    documents = read_documents([data_folder() / "popqa" / "corpus.jsonl.gz"])
+    items = [ProbeItem(d.id, "", (d.text,)) for d, _ in zip(documents, range(limit), strict=False)]
+    return [*found, Probe("popqa passages", "texts", tuple(items))]
+
+
+def style_of(part: str) -> PromptStyle:
+    """Return the wording of a part: what is trained has the one of virtual tokens."""
+    return style_named("ragkit" if part == "base" else "virtual-tokens")
+
+
+def learnt(
+    part: str, seed: int, base: Generator, train: Retrieved, arguments: Any, progress: Progress
+) -> tuple[Generator, dict[str, Any]]:
+    """Return what one seed of a part has learnt, plugged in, and the history of that."""
+    way = PARTS[part]
+    if not way:
+        return base, {}
+    if on := way.get("on"):
+        base = learnt(on, seed, base, train, arguments, progress)[0]
+    style = style_of(part)
+    reader = GeneratorReader(base, style=style, context_tokens=1024)
+    cut = len(train.examples) - 48
+    parts = [Retrieved(train.examples[of], train.hits[of]) for of in (slice(cut), slice(cut, None))]
+    shown = (1, arguments.passages)
+    if "tokens" in way:
+        cache = PrefixCache(base.model, int(arguments.prefix_cache * 1e9))
+        tokens = TokenRun(base, style, reader.prompt, "middle", way["tokens"], *parts, shown, cache)
+        folder, history = learn(tokens, part, seed, RATES["tokens"], arguments, progress)
+        plugged = VirtualTokens.load(folder)
+        return Generator(base.model, base.tokenizer, base.name, virtual_tokens=plugged), history
+    loss, smoothing = LOSSES[way.get("loss", "cross-entropy")], Smoothing()
+    run = GeneratorRun(
+        base, style, reader.prompt, *parts, Mix.parse(way.get("mix", AS_IS)), shown,
+        loss=lambda logits, labels, count: loss(logits, labels, count, smoothing),
+        judged=judged(), remedies=remedies(way),
+    )  # fmt: skip
+    if share := way.get("average"):
+        whole = arguments.work / on / f"{seed}-{RATES['adapter']:g}" / "model"
+        place = arguments.work / part / str(seed)
+        if not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            run.averaged(whole, share, place)
+        return Generator.load(str(place)), {}
+    folder, history = learn(run, part, seed, RATES["adapter"], arguments, progress)
+    return Generator.load(str(folder / "model")), history
+
+
+def judged() -> Qrels:
+    """Return what is relevant to train questions."""
+    return read_qrels(data_folder() / "squad" / "qrels" / "train.tsv")
+
+
+def remedies(way: Mapping[str, Any]) -> Remedies:
+    """Return what is done against forgetting; general texts are passages of nq_wiki."""
+    texts: list[str] = []
+    if way.get("replay"):
+        texts = [d.text for d in read_documents([data_folder() / "nq_wiki" / "corpus.jsonl.gz"])]
+    return Remedies(texts, way.get("replay", 0), way.get("keep", 0))
+
+
+def said(
+    part: str, seed: int, model: Generator, asked: Asked, arguments: Any, progress: Progress
+) -> dict[str, list[str]]:
+    """Return a model's answers in each context; those that are kept are not made again."""
+    folder = arguments.work / part / f"answers-{seed}"
+    same_settings(folder, settings_of(arguments))
+    reader = GeneratorReader(model, style=style_of(part), context_tokens=1024)
+    found = {}
+    for context, (examples, hits) in asked.items():
+        path = folder / f"{context}-{len(examples)}.json"
+        if not path.exists():
+            prompts = [reader.prompt(e.query, of) for e, of in zip(examples, hits, strict=True)]
+            told = [Condition(context, prompts, [model.virtual_tokens])]
+            longest = arguments.max_new_tokens
+            of = answered(model, told, max_new_tokens=longest, progress=progress)
+            write_json(path, of[context][0])
+        found[context] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def measured(asked: Asked, texts: Mapping[str, list[list[str]]]) -> dict[str, Any]:
+    """Return each context's scores, and how often the answer was that there is none."""
+    found = {}
+    for context, (examples, _) in asked.items():
+        of = {} if context == UNANSWERABLE else scored(examples, {context: texts[context]})
+        told = [[[float(abstains(text)) for text in seed] for seed in texts[context]]]
+        found[context] = of.get("conditions", {}).get(context, {}) | {
+            "abstained": asdict(bootstrap_means(told)[0])
+        }
+    return found
+
+
+def differences(asked: Asked, texts: Mapping[str, dict[str, list[list[str]]]]) -> dict[str, Any]:
+    """Return by context how far the last part is from each other one, paired by question."""
+    return {
+        context: scored(examples, {part: of[context] for part, of in texts.items()})["differences"]
+        for context, (examples, _) in asked.items()
+        if context != UNANSWERABLE
+    }
+
+
+if __name__ == "__main__":
+    main()
