@@ -18,6 +18,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from measure import data_folder, same_settings, save
@@ -80,6 +81,7 @@ def main() -> None:
     parser.add_argument(
         "--contexts", default=f"none,retrieved,gold,gold+distractors,wrong,{UNANSWERABLE}"
     )
+    parser.add_argument("--unanswerable", type=int, default=100, help="questions of nq_wiki")
     parser.add_argument("--probes", type=int, default=100, help="items of each general probe")
     parser.add_argument("--max-new-tokens", type=int, default=16)
     parser.add_argument("--prefix-cache", type=float, default=3.0, help="GB")
@@ -158,6 +160,7 @@ def unanswerable(arguments: Any) -> tuple[list[Example], list[list[Hit]]]:
     if not (kb / "manifest.json").exists():
         Index.build(kb, read_documents([folder / "corpus.jsonl.gz"]), stores=["bm25"])
     asked = [e for e in read_questions(folder / "queries.jsonl.gz") if not e.answers]
+    asked = Random(0).sample(asked, min(arguments.unanswerable, len(asked)))
     hits = Bm25Retriever(Index.open(kb)).retrieve([e.query for e in asked], arguments.passages)
     return asked, [list(found) for found in hits]
 

@@ -36,6 +36,7 @@ from ragkit.corpus import (
     write_qrels,
     write_questions,
 )
+from ragkit.evaluation.duplicates import normalize_text
 from ragkit.evaluation.metrics import retrieval_measures, strictly_decreasing
 from ragkit.evaluation.statistics import bootstrap_means, paired_differences
 from ragkit.models import BiEncoder, CrossEncoder
@@ -134,8 +135,11 @@ class Task:
         path = self.work / f"{kind}.jsonl"
         splits = self.splits
         if kind == "answers" and not path.exists():
+            held = [name for split in ("dev", "test") for name in self.qrels(split)]
+            texts = {normalize_text(self.questions[name].query.text) for name in held}
             asked = [self.questions[name] for name in self.qrels("train")]
-            write_questions(path, [e for e in asked if e.answers])
+            apart = [e for e in asked if normalize_text(e.query.text) not in texts]
+            write_questions(path, [e for e in apart if e.answers])
         if kind == "mined" and not path.exists():
             held_out = [f"--held-out={splits / (name + '.tsv')}" for name in ("dev", "test")]
             call(

@@ -16,12 +16,12 @@ from ragkit.console import print_json, print_tables, progress_bars, say
 from ragkit.corpus import read_questions, write_questions
 from ragkit.errors import DataError, SettingsError
 from ragkit.parsing import suffix_of
-from ragkit.training.negatives import FILTERS, Rules, Score, mine
+from ragkit.training.negatives import FILTERS, Rules, Score, Weigh, mine
 from ragkit.types import Example, Hit, Qrels
 
 from .positives import with_positives, without_held_out
 from .questions import drawn, ranked
-from .supervision import scorer
+from .supervision import scorer, weigher
 
 if TYPE_CHECKING:
     from ragkit.stores.index import Index
@@ -72,6 +72,11 @@ class NegativeSettings:
     """The highest score of a negative by the cross-encoder."""
     score_margin: float | None = None
     """How much lower than the best positive the cross-encoder scores a negative, at least."""
+    max_utility: float | None = None
+    """The most that a negative may make a token of the answer likelier to --generator, in nats: at
+    0, what makes it likelier is left out."""
+    generator: str = "SmolLM2-135M-Instruct"
+    """The generator of --max-utility, by folder or name."""
     allow_answers: bool = False
     """Take documents that hold an answer too."""
     allow_held_out: bool = False
@@ -128,6 +133,7 @@ def _rules(settings: NegativeSettings) -> Rules:
         relative_margin=settings.relative_margin,
         max_score=settings.max_score,
         score_margin=settings.score_margin,
+        max_utility=settings.max_utility,
         allow_answers=settings.allow_answers,
         similarity=settings.similarity,
         seed=settings.seed if settings.sampling == "random" else None,
@@ -184,6 +190,9 @@ def _mined(
         if settings.cross_encoder is not None:
             named = settings.cross_encoder, settings.device, settings.precision
             score = scorer(*named, progress)
+        weigh: Weigh | None = None
+        if rules.max_utility is not None:
+            weigh = weigher(settings.generator, settings.device, settings.precision, progress)
         found = ranked(index, [each.query for each in examples], by, settings.depth, progress)
         for start in range(0, len(examples), _SLICE):
             progress("negatives", start, len(examples))
@@ -198,6 +207,7 @@ def _mined(
                 retriever=by.retriever or "",
                 judged=qrels,
                 score=score,
+                weigh=weigh,
             )
             mined += part
             counts += taken

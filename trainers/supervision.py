@@ -11,7 +11,7 @@ from ragkit.artefacts import read_json, write_json
 from ragkit.assemble import RetrievalSettings, resolved
 from ragkit.errors import DataError, SettingsError
 from ragkit.models.names import cache_folder
-from ragkit.types import Example, Hit, Progress
+from ragkit.types import Document, Example, Hit, Progress
 
 from .questions import ranked
 
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from ragkit.readers import GeneratorReader
     from ragkit.stores.index import Index
     from ragkit.training.lists import ListedQuestion
+    from ragkit.training.negatives import Weigh
 
 STYLE, CONTEXT_TOKENS = "spring", 512  # of the prompts by which a generator judges a document
+JUDGED_BY = {"style": STYLE, "context_tokens": CONTEXT_TOKENS}
 
 
 def scorer(
@@ -43,6 +45,29 @@ def scorer(
         return [float(value) for value in scores]
 
     return score
+
+
+def weigher(name: str, device: str | None, precision: Precision, progress: Progress) -> Weigh:
+    """Load a generator, and return what tells how much documents help it; that is kept on disk."""
+    from ragkit.models.generator import Generator
+    from ragkit.readers import GeneratorReader
+    from ragkit.training.utility import utilities
+
+    model = Generator.load(name, device=device, precision=precision)
+    reader = GeneratorReader(model, style=STYLE, context_tokens=CONTEXT_TOKENS)
+
+    def weigh(asked: Sequence[tuple[Example, Sequence[Document]]]) -> list[list[float]]:
+        labels = utilities(
+            model,
+            [example for example, _ in asked],
+            [[Hit(document, 0.0) for document in documents] for _, documents in asked],
+            reader.prompt,
+            JUDGED_BY,
+            progress=progress,
+        )
+        return [label.mean_gains.tolist() for label in labels]
+
+    return weigh
 
 
 def taught(
@@ -150,7 +175,7 @@ class GeneratorLists:
             self.examples,
             hits,
             self.reader.prompt,
-            {"style": STYLE, "context_tokens": CONTEXT_TOKENS},
+            JUDGED_BY,
             progress=self.progress,
         )
         return [

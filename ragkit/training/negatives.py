@@ -21,6 +21,11 @@ from ..types import Document, Example, Hit, Qrels
 Score: TypeAlias = Callable[[Sequence[tuple[str, str]]], Sequence[float]]
 """A cross-encoder: scores of (query, title and text)."""
 
+Weigh: TypeAlias = Callable[
+    [Sequence[tuple[Example, Sequence[Document]]]], Sequence[Sequence[float]]
+]
+"""A generator: how much each document of a question helps its answer, in nats a token."""
+
 FILTERS = {
     "rank": "before the first rank that counts",
     "relevant": "relevant, or of a relevant document",
@@ -30,6 +35,7 @@ FILTERS = {
     "duplicate": "nearly the same as a positive",
     "answer": "holding an answer",
     "cross_encoder": "scored too high by the cross-encoder",
+    "utility": "helping the generator too much",
 }
 """What takes a candidate away, in the order in which it is asked."""
 
@@ -48,6 +54,7 @@ class Rules:
         relative_margin: the same, as a share of the positive's score.
         max_score: the highest score that a cross-encoder may give a negative.
         score_margin: how much lower than the best positive a cross-encoder scores it, at least.
+        max_utility: the most that a negative may help a generator: u(q, d) in nats a token.
         allow_answers: whether a negative may hold an answer.
         similarity: from where a document is nearly the same as a positive, by `shingles`.
         held_out: ids of documents that are never taken, nor pieces of them.
@@ -63,6 +70,7 @@ class Rules:
     relative_margin: float | None = None
     max_score: float | None = None
     score_margin: float | None = None
+    max_utility: float | None = None
     allow_answers: bool = False
     similarity: float = 0.8
     held_out: AbstractSet[str] = frozenset()
@@ -78,8 +86,10 @@ class Rules:
             if value is not None and not 0 <= value < end:
                 most = "" if end == math.inf else f" and below {end:g}"
                 raise SettingsError(f"{name} must be a number from 0 up{most}, not {value}")
-        if self.max_score is not None and not math.isfinite(self.max_score):
-            raise SettingsError(f"max_score must be a number, not {self.max_score}")
+        for name in ("max_score", "max_utility"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                raise SettingsError(f"{name} must be a number, not {value}")
         if not 0 < self.similarity <= 1:
             raise SettingsError(f"similarity must lie above 0 and up to 1, not {self.similarity}")
 
@@ -97,16 +107,18 @@ def mine(
     retriever: str,
     judged: Qrels | None = None,
     score: Score | None = None,
+    weigh: Weigh | None = None,
 ) -> tuple[list[Example], Counter[str]]:
     """Choose each question's negatives among its hits.
 
     What is known of a document lies in its `metadata["mined"]`: `retriever`, `rank` (from 1) and
     `score` there; for a negative the `margin` to the best relevant document found, and its
     `similarity` to the nearest positive; by a cross-encoder `cross_encoder`, and a negative's
-    `cross_encoder_margin` to the best positive. Negatives that came with an example are replaced.
+    `cross_encoder_margin` to the best positive; by a generator its `utility`. Negatives that came
+    with an example are replaced.
 
-    A cross-encoder is asked about as many candidates as are still needed, then about the next ones
-    in place of those that it refused.
+    A cross-encoder is asked about as many candidates as are still needed, a generator about those
+    that it leaves, then both about the next ones in place of those that they refused.
 
     Args:
         examples: questions with their positives.
@@ -115,6 +127,7 @@ def mine(
         retriever: what found them; kept with them.
         judged: documents that qrels judge relevant are no negatives of that question.
         score: a cross-encoder; needed for `max_score` and `score_margin`.
+        weigh: a generator; needed for `max_utility`.
 
     Returns:
         The examples in their order, with as many negatives as were found; and how many hits were
@@ -122,10 +135,12 @@ def mine(
 
     Raises:
         DataError: an example without positives.
-        SettingsError: the rules need a cross-encoder.
+        SettingsError: the rules need a cross-encoder or a generator.
     """
     if score is None and rules.scored:
         raise SettingsError("max_score and score_margin need a cross-encoder")
+    if weigh is None and rules.max_utility is not None:
+        raise SettingsError("max_utility needs a generator")
     counts: Counter[str] = Counter()
     searches = [
         _Search(example, found, rules, retriever, (judged or {}).get(example.query.id, {}), counts)
@@ -137,8 +152,11 @@ def mine(
         asked = [(search, candidates) for search, candidates in asked if candidates]
         if score is not None:
             _score(asked, score)
+        asked = [(search, search.unrefused(candidates)) for search, candidates in asked]
+        if weigh is not None:
+            _weigh(asked, weigh)
         for search, candidates in asked:
-            search.judge(candidates)
+            search.keep(candidates)
         left = [search for search, _ in asked if search.lacks]
     return [search.example() for search in searches], counts
 
@@ -196,7 +214,7 @@ class _Search:
             raise DataError(f"question {example.query.id!r} has no positives")
         self.query = example.query.text
         self.positives = [_Candidate(each, {"retriever": retriever}) for each in example.positives]
-        self._example, self._rules, self._counts = example, rules, counts
+        self.asked, self._rules, self._counts = example, rules, counts
         self._relevant = Relevant(example.positives, grades)
         self._kept: list[_Candidate] = []
         best = next((hit.score for hit in hits if hit.document in self._relevant), None)
@@ -216,8 +234,9 @@ class _Search:
         """Return the next candidates, as many as are still to be found."""
         return list(islice(self._candidates, self.lacks))
 
-    def judge(self, candidates: Sequence[_Candidate]) -> None:
-        """Keep the candidates that the cross-encoder does not refuse, if it was asked."""
+    def unrefused(self, candidates: Sequence[_Candidate]) -> list[_Candidate]:
+        """Return the candidates that the cross-encoder does not refuse, if it was asked."""
+        left = []
         least, most = self._rules.score_margin, self._rules.max_score
         best = max(each.mined.get("cross_encoder", -math.inf) for each in self.positives)
         for each in candidates:
@@ -227,8 +246,17 @@ class _Search:
                 if (most is not None and score > most) or (least is not None and margin < least):
                     self._counts["cross_encoder"] += 1
                     continue
-            self._counts["kept"] += 1
-            self._kept.append(each)
+            left.append(each)
+        return left
+
+    def keep(self, candidates: Sequence[_Candidate]) -> None:
+        """Keep the candidates that do not help the generator too much, if it was asked."""
+        most = self._rules.max_utility
+        for each in candidates:
+            helps = most is not None and each.mined["utility"] > most
+            self._counts["utility" if helps else "kept"] += 1
+            if not helps:
+                self._kept.append(each)
 
     def example(self) -> Example:
         """Return the example with what was found."""
@@ -239,7 +267,7 @@ class _Search:
             )
 
         return replace(
-            self._example,
+            self.asked,
             positives=tuple(map(told, self.positives)),
             negatives=tuple(map(told, self._kept)),
         )
@@ -247,7 +275,7 @@ class _Search:
     def _pass(self, hits: Sequence[Hit], retriever: str) -> Iterator[_Candidate]:
         ranked = list(enumerate(hits, 1))
         if self._rules.seed is not None:
-            Random(f"{self._rules.seed} {self._example.query.id}").shuffle(ranked)
+            Random(f"{self._rules.seed} {self.asked.query.id}").shuffle(ranked)
         for rank, hit in ranked:
             self._counts["seen"] += 1
             alike = 0.0
@@ -283,7 +311,7 @@ class _Search:
             return "duplicate"
         if self._rules.allow_answers:
             return None
-        return "answer" if cover_match(document.contents, self._example.answers) else None
+        return "answer" if cover_match(document.contents, self.asked.answers) else None
 
 
 def _score(asked: Sequence[tuple[_Search, Sequence[_Candidate]]], score: Score) -> None:
@@ -297,3 +325,12 @@ def _score(asked: Sequence[tuple[_Search, Sequence[_Candidate]]], score: Score) 
     scores = score([(query, each.document.contents) for query, each in new])
     for (_, each), value in zip(new, scores, strict=True):
         each.mined["cross_encoder"] = float(value)
+
+
+def _weigh(asked: Sequence[tuple[_Search, Sequence[_Candidate]]], weigh: Weigh) -> None:
+    """Have the generator tell how much candidates help it."""
+    some = [(search, candidates) for search, candidates in asked if candidates]
+    values = weigh([(search.asked, [each.document for each in of]) for search, of in some])
+    for (_, candidates), helped in zip(some, values, strict=True):
+        for each, value in zip(candidates, helped, strict=True):
+            each.mined["utility"] = float(value)

@@ -164,6 +164,26 @@ def test_a_cross_encoder_is_asked_for_as_many_as_are_still_needed():
         assert mined(found, score=Scorer(**scores), **rules)[0] == names
 
 
+def test_a_generator_is_asked_about_what_the_cross_encoder_left():
+    scores = {GOLD.contents: 0.9, "lead": 0.8, "brie": 0.1, "iron": 0.5, "zinc": 0.2}
+    gains = {"brie": 0.3, "iron": -0.2, "zinc": 0.0}
+    asked = []
+
+    def weigh(questions):
+        asked.extend((e.query.id, [d.id for d in documents]) for e, documents in questions)
+        return [[gains[d.id] for d in documents] for _, documents in questions]
+
+    found = hits(*plain("lead", "brie"), GOLD, *plain("iron", "zinc"))
+    rules = Rules(negatives=2, max_score=0.7, max_utility=0.0)
+    [example], counts = mine(
+        [EXAMPLE], [found], rules, retriever="bm25", score=Scorer(**scores), weigh=weigh
+    )
+    assert asked == [("q", ["brie"]), ("q", ["iron", "zinc"])]
+    assert [each.id for each in example.negatives] == ["iron", "zinc"]
+    assert counts == {"seen": 5, "relevant": 1, "cross_encoder": 1, "utility": 1, "kept": 2}
+    assert [each.metadata["mined"]["utility"] for each in example.negatives] == [-0.2, 0.0]
+
+
 def test_random_draws_are_from_all_ranks_and_follow_the_seed():
     documents = [Document(f"d{i}", f"{i} {i} stands for number {i * 7}") for i in range(40)]
     draws = [mined(hits(*documents, top=99.0), negatives=5, seed=seed)[0] for seed in (0, 0, 1)]
@@ -182,6 +202,7 @@ def test_random_draws_are_from_all_ranks_and_follow_the_seed():
         ({"relative_margin": 1.0}, "from 0 up and below 1, not 1.0"),
         ({"score_margin": float("nan")}, "score_margin must be a number"),
         ({"max_score": float("inf")}, "max_score must be a number"),
+        ({"max_utility": float("nan")}, "max_utility must be a number"),
         ({"similarity": 0.0}, "similarity must lie above 0"),
     ],
 )
@@ -195,6 +216,8 @@ def test_what_cannot_be_mined_is_told():
         mined(hits(*plain("lead")), replace(EXAMPLE, positives=()))
     with pytest.raises(SettingsError, match="need a cross-encoder"):
         mined(hits(*plain("lead")), max_score=0.5)
+    with pytest.raises(SettingsError, match="needs a generator"):
+        mined(hits(*plain("lead")), max_utility=0.0)
 
 
 # --- all filters at once, by brute force

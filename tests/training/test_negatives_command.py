@@ -15,6 +15,7 @@ from ragkit.console import run
 from ragkit.corpus import read_questions
 from ragkit.models import BiEncoder, CrossEncoder
 from ragkit.splitting import split
+from ragkit.training import utility
 
 METALS = {
     "tin": "Tin melts at 232 degrees and is soft.",
@@ -251,6 +252,28 @@ def test_a_cross_encoder_refuses_and_scores_a_pair_once(place, cross_encoder, mo
     assert {m: set(names) for m, names in negatives().items()} == {
         m: n for m, n in best.items() if n
     }
+
+
+def test_what_helps_the_generator_is_no_negative(place, tiny_folder, monkeypatch, capsys):
+    options = ("--generator", str(tiny_folder), "--device", "cpu", "--precision", "fp32")
+    assert mine(*options, "--max-utility=99") == 0
+    every = {
+        (example.query.id, each.id): each.metadata["mined"]["utility"]
+        for example in read_questions(place / "n.jsonl")
+        for each in example.negatives
+    }
+    assert len(every) == 25 and len(set(every.values())) > 20
+    middle = sorted(every.values())[12]
+    # What is on disk is not asked again.
+    monkeypatch.setattr(utility, "answer_loglikelihoods", lambda *of, **_: pytest.fail("again"))
+    assert mine(*options, f"--max-utility={middle}", "--replace", "--json") == 0
+    assert '"utility": 12' in capsys.readouterr().out
+    kept = {
+        (example.query.id, each.id)
+        for example in read_questions(place / "n.jsonl")
+        for each in example.negatives
+    }
+    assert kept == {pair for pair, value in every.items() if value <= middle}
 
 
 def test_what_cannot_be_is_told_and_leaves_nothing(place, capsys):
