@@ -192,7 +192,10 @@ def learnt(
     style = style_of(part)
     reader = GeneratorReader(base, style=style, context_tokens=1024)
     cut = len(train.examples) - 48
-    parts = [Retrieved(train.examples[of], train.hits[of]) for of in (slice(cut), slice(cut, None))]
+    parts = [
+        Retrieved(train.examples[of], train.hits[of], judged())
+        for of in (slice(cut), slice(cut, None))
+    ]
     shown = (1, arguments.passages)
     if "tokens" in way:
         cache = PrefixCache(base.model, int(arguments.prefix_cache * 1e9))
@@ -204,7 +207,7 @@ def learnt(
     run = GeneratorRun(
         base, style, reader.prompt, *parts, Mix.parse(way.get("mix", AS_IS)), shown,
         loss=lambda logits, labels, count: loss(logits, labels, count, smoothing),
-        judged=judged(), remedies=remedies(way),
+        remedies=remedies(way),
     )  # fmt: skip
     if share := way.get("average"):
         whole = arguments.work / on / f"{seed}-{RATES['adapter']:g}" / "model"

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ragkit.assemble import RetrievalSettings, open_index
+from ragkit.console import print_tables, say
 from ragkit.corpus import read_documents, read_qrels
-from ragkit.errors import ModelError
+from ragkit.errors import ModelError, SettingsError
 from ragkit.types import Example, Progress, Qrels
 
-from .generator_results import Outcome, card, copied, outcome_of, tables
+from .generator_results import Outcome, card, copied, outcome_of, said_by, tables
 from .generator_settings import Checked, GeneratorSettings, check
 from .positives import with_positives
-from .questions import answered_and_dev, retrieved
+from .questions import answered_and_dev, hash_of, retrieved
 from .results import finish
 from .runs import (
     check_state,
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from ragkit.training.generator_runs import GeneratorRun, Remedies
     from ragkit.training.keeper import History
 
-_FREE = {"average", "max_forgetting", "probes", "probe_limit", "max_new_tokens"}
+_FREE = {"average", "max_forgetting", "probes", "probe_limit"}
+_CANDIDATES = 20  # hits of a question that distractors are drawn from
 _RATES = {False: 2e-3, True: 5e-5}  # of an adapter, and of all weights
 
 
@@ -56,14 +58,17 @@ def generator(*, settings: GeneratorSettings, json: bool = False) -> None:
     checked = check(settings)
     with training_state(settings) as (state, progress):
         run, data = prepared(settings, checked, progress)
-        before = run.generator.base_hash()
-        check_state(state, json_values(settings), data | {"weights": before}, _FREE)
+        weights = run.generator.base_hash()
+        check_state(state, json_values(settings), data | {"weights": weights}, _FREE)
+        main = processes(run.generator.model.device).is_main_process
+        before = said_by(run.generator, run, settings, checked, progress) if main else None
         learnt = each_seed(checked.seeds, state, progress, partial(_learn, run, settings))
-        if not processes(run.generator.model.device).is_main_process:
+        if before is None:
             return
-        outcome = outcome_of(run, settings, checked, learnt, state, progress)
+        outcome = outcome_of(run, settings, checked, learnt, before, state, progress)
         results = outcome.results | {"data": data}
-        results["base"] = {"weights": before, "unchanged": before == _hash_now(run)}
+        results["base"] = {"weights": weights, "unchanged": weights == _hash_now(run)}
+        _gate(settings, outcome, results, state)
     save = {
         str(seed): partial(copied, folder)
         for seed, folder in zip(checked.seeds, outcome.folders, strict=True)
@@ -71,7 +76,6 @@ def generator(*, settings: GeneratorSettings, json: bool = False) -> None:
     what = "all weights" if settings.full else f"an adapter of rank {settings.lora}"
     told = [f"{settings.output}: {what} of {settings.base}; ask with --generator {settings.output}"]
     finish(settings, state, save, results, card(results), tables(results), told, json=json)
-    _gate(settings, outcome)
 
 
 def _hash_now(run: GeneratorRun) -> str:
@@ -82,19 +86,22 @@ def _hash_now(run: GeneratorRun) -> str:
     return Generator(base.model, base.tokenizer, base.name).base_hash()
 
 
-def _gate(settings: GeneratorSettings, outcome: Outcome) -> None:
-    """Fail where more was forgotten than may be.
+def _gate(
+    settings: GeneratorSettings, outcome: Outcome, results: dict[str, Any], state: Path
+) -> None:
+    """Fail where more was forgotten than may be, and tell of it.
 
     Raises:
         ModelError: naming the probe that lost most.
     """
     if settings.max_forgetting is None or outcome.forgetting <= settings.max_forgetting:
         return
+    print_tables(tables(results))
     raise ModelError(
-        f"{settings.output} forgets too much: the probe {outcome.worst!r} lost "
-        f"{outcome.forgetting:.3f}, and --max-forgetting is {settings.max_forgetting}. What was "
-        "learnt and results.json are there to be looked at. Try --average sweep, --replay FILE, "
-        "--keep-rows 1, or a lower --learning-rate."
+        f"too much is forgotten: the probe {outcome.worst!r} lost {outcome.forgetting:.3f}, and "
+        f"--max-forgetting is {settings.max_forgetting}. {settings.output} is not written; what "
+        f"was learnt lies in {state}, and --average sweep goes on from there. Or train anew with "
+        "--replay FILE, --keep-rows 1, or a lower --learning-rate."
     )
 
 
@@ -106,9 +113,6 @@ def prepared(
     from ragkit.training.token_runs import Retrieved
 
     train, dev = answered_and_dev(settings)
-    judged: Qrels = {}
-    for path in filter(None, (settings.qrels, settings.dev_qrels)):
-        judged |= read_qrels(path)
     device = own_device(settings.device)
     by = RetrievalSettings(
         index=settings.index,
@@ -116,39 +120,45 @@ def prepared(
         encoder=settings.encoder,
         device=str(device),
     )
-    asked = [_with_gold(settings, by, of, path) for of, path in _judged(settings, train, dev)]
+    asked = [_with_gold(by, *of) for of in _judged(settings, train, dev)]
+    if len(asked[1][0]) < 2:
+        raise SettingsError("at least 2 questions to evaluate on are needed whose gold is indexed")
+    most = checked.passages[1]
+    if checked.mix.shares.keys() & {"gold", "distractors"}:
+        most = max(most, _CANDIDATES)
     with processes(device).main_process_first():  # the others find what the first has kept
-        most = checked.passages[1]
-        parts = [Retrieved(of, retrieved(of, by, most, progress)) for of in asked]
+        parts = [Retrieved(of, retrieved(of, by, most, progress), judged) for of, judged in asked]
     names = ("questions", "qrels", "dev_questions", "dev_qrels", "replay")
-    data = records(settings, *names) | {"train": len(asked[0]), "dev": len(asked[1])}
-    data["index"] = open_index(by).fingerprint() if settings.index else None
-    return _run(settings, checked, parts, judged, device), data
+    sizes = {"train": len(parts[0].examples), "dev": len(parts[1].examples)}
+    data = records(settings, *names) | sizes | {"passages": hash_of(parts)}
+    return _run(settings, checked, parts, device), data
 
 
 def _judged(
     settings: GeneratorSettings, train: list[Example], dev: list[Example]
-) -> list[tuple[list[Example], Path | None]]:
-    """Return train and dev, each with the qrels that judge it."""
+) -> list[tuple[list[Example], Path, Path | None]]:
+    """Return train and dev, each with its file and the qrels that judge it."""
     of_dev = settings.dev_qrels or (None if settings.dev_questions else settings.qrels)
-    return [(train, settings.qrels), (dev, of_dev)]
+    asked = settings.dev_questions or settings.questions
+    return [(train, settings.questions, settings.qrels), (dev, asked, of_dev)]
 
 
 def _with_gold(
-    settings: GeneratorSettings, by: RetrievalSettings, examples: list[Example], qrels: Path | None
-) -> list[Example]:
-    """Give questions the gold passages that qrels name in the index."""
-    if qrels is None or settings.index is None:
-        return examples
-    found, *_ = with_positives(examples, settings.questions, qrels, open_index(by))
-    return found
+    by: RetrievalSettings, examples: list[Example], path: Path, qrels: Path | None
+) -> tuple[list[Example], Qrels]:
+    """Give questions the gold passages that qrels name in the index; return the judgements too."""
+    if qrels is None or by.index is None:
+        return examples, {} if qrels is None else read_qrels(qrels)
+    found, judged, _ = with_positives(examples, path, qrels, open_index(by))
+    if len(found) < len(examples):
+        say(f"{path}: {len(examples) - len(found)} questions are left out: no gold in the index")
+    return found, judged
 
 
 def _run(
     settings: GeneratorSettings,
     checked: Checked,
     parts: Any,
-    judged: Qrels,
     device: torch.device,
 ) -> GeneratorRun:
     """Load the base, and put together what all seeds share."""
@@ -163,7 +173,7 @@ def _run(
         settings.base,
         device=str(device),
         precision="fp32" if settings.full else settings.precision,
-        layout=settings.layout,
+        layout=None if settings.layout == "auto" else settings.layout,
     )
     train, dev = parts
     longest = longest_answer(model, [*train.examples, *dev.examples], 0)
@@ -191,7 +201,6 @@ def _run(
             "all_gold": settings.all_gold,
             "abstain_retrieved": abstain,
         },
-        judged=judged,
         remedies=_remedies(settings),
     )
 
@@ -214,9 +223,11 @@ def _learn(
     half = settings.precision == "bf16" or (
         settings.precision == "auto" and has_bf16(run.generator.model.device.type)
     )
+    beside = run.remedies.replay + run.remedies.keep
+    questions = len(run.train.examples) * settings.batch / (settings.batch - beside)
     loop = loop_settings(
         settings,
-        len(run.train.examples),
+        round(questions),
         seed,
         _RATES[settings.full],
         micro_batch=settings.micro_batch,

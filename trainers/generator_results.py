@@ -35,7 +35,7 @@ class Outcome:
     Attributes:
         results: the report.
         folders: the model of each seed, at the share of learnt weights that was taken.
-        forgetting: what the probe that lost most has lost, mean over seeds; 0 without probes.
+        forgetting: the most that a probe has lost in a seed; 0 without probes.
         worst: that probe.
     """
 
@@ -59,24 +59,20 @@ def outcome_of(
     settings: GeneratorSettings,
     checked: Checked,
     learnt: Sequence[tuple[Path, History]],
+    said: tuple[list[str], list[ProbeScores]],
     state: Path,
     progress: Progress,
 ) -> Outcome:
-    """Answer the dev questions before and after, run the probes, and choose among averages."""
+    """Ask what was learnt what the base was asked (`said`), and choose among averages."""
     from ragkit.training.token_runs import scored
 
-    examples, most = run.dev.examples, checked.passages[1]
-    prompts = [
-        run.prompt(example.query, hits[:most])
-        for example, hits in zip(examples, run.dev.hits, strict=True)
-    ]
-    before, probes = _asked(run.generator, prompts, settings, progress)
+    examples, (before, probes) = run.dev.examples, said
     tried: dict[float, _Tried] = {}
     told: dict[float, dict[str, Any]] = {}
     for share in checked.shares:
         folders = [_folder(run, folder, share, state) for folder, _ in learnt]
         found = [
-            _asked(_loaded(folder, run, settings), prompts, settings, progress)
+            said_by(_loaded(folder, run, settings), run, settings, checked, progress)
             for folder in folders
         ]
         tried[share] = _Tried(folders, [texts for texts, _ in found], [of for _, of in found])
@@ -128,29 +124,31 @@ def _drawn(run: GeneratorRun, settings: GeneratorSettings) -> dict[str, Any]:
     return tally(draws[place] for place in range(min(len(draws), len(run.train.examples))))
 
 
-def _asked(
-    model: Generator, prompts: Sequence[Any], settings: GeneratorSettings, progress: Progress
+def said_by(
+    model: Generator,
+    run: GeneratorRun,
+    settings: GeneratorSettings,
+    checked: Checked,
+    progress: Progress,
 ) -> tuple[list[str], list[ProbeScores]]:
-    """Return a generator's answers, and its scores on the probes; the base's are kept."""
+    """Return a generator's answers to the dev questions, and its scores on the probes."""
     from ragkit.evaluation.probe_files import read_probe
     from ragkit.evaluation.probes import run_probe
     from ragkit.models.names import cache_folder
     from ragkit.training.token_runs import Condition, answered
 
+    probes = [read_probe(path) for path in settings.probes]
+    prompts = [
+        run.prompt(example.query, hits[: checked.passages[1]])
+        for example, hits in zip(run.dev.examples, run.dev.hits, strict=True)
+    ]
     conditions = [Condition("dev", prompts)]
     longest = settings.max_new_tokens
     texts = answered(model, conditions, max_new_tokens=longest, progress=progress)["dev"][0]
-    probes = [
-        run_probe(
-            model,
-            probe,
-            limit=settings.probe_limit,
-            progress=progress,
-            cache=cache_folder() / "probes",
-        )
-        for probe in map(read_probe, settings.probes)
+    cache, limit = cache_folder() / "probes", settings.probe_limit
+    return texts, [
+        run_probe(model, probe, limit=limit, progress=progress, cache=cache) for probe in probes
     ]
-    return texts, probes
 
 
 def _loaded(folder: Path, run: GeneratorRun, settings: GeneratorSettings) -> Generator:
@@ -191,12 +189,13 @@ def forgotten(
         measure = _LOST[base.kind]
         of_seeds = [compare_probes(base, scores[place]) for scores in after]
         value = base.estimates[measure].mean
-        rise = fmean(of[measure].mean for of in of_seeds)
+        rises = [of[measure].mean for of in of_seeds]
+        losses = [-rise if base.kind == "choices" else rise / max(value, 1e-9) for rise in rises]
         changes[base.probe] = {
             "measure": measure,
             "before": asdict(base.estimates[measure]),
             "changes": [asdict(of[measure]) for of in of_seeds],
-            "lost": -rise if base.kind == "choices" else rise / max(value, 1e-9),
+            "lost": max(losses),
         }
     worst = max(changes, key=lambda name: changes[name]["lost"], default="")
     lost = max(0.0, changes[worst]["lost"]) if worst else 0.0
@@ -239,13 +238,13 @@ def tables(results: Mapping[str, Any]) -> list[Any]:
     for row in _rows(results):
         scores.add_row(*row)
     probes = Table(title="General ability")
-    for title in ("probe", "measure", "before", "change, by seed", "lost"):
+    for title in ("probe", "measure", "before", "change, by seed", "lost by the worst"):
         probes.add_column(title, justify="left" if title in ("probe", "measure") else "right")
     for row in _probe_rows(results):
         probes.add_row(*row)
     told = (
-        "In brackets: 95 % bootstrap intervals over questions and seeds. The best step was chosen "
-        "on these questions: for an unbiased figure, evaluate on others."
+        "In brackets: 95 % bootstrap intervals over questions and seeds. The best step and share "
+        "were chosen on these questions: for an unbiased figure, evaluate on others."
     )
     return [scores, *([probes] if results["probes"] else []), told]
 
@@ -279,7 +278,8 @@ def card(results: Mapping[str, Any]) -> str:
     """Return the model card: what was learnt and how, what it gained, what it forgot."""
     settings, data = results["settings"], results["data"]
     what = "all weights" if settings["full"] else f"an adapter (LoRA) of rank {settings['lora']}"
-    probes = ["| probe | measure | before | change, by seed | lost |", "|---|---|---|---|---|"]
+    probes = ["| probe | measure | before | change, by seed | lost by the worst |"]
+    probes += ["|---|---|---|---|---|"]
     probes += ["| " + " | ".join(row) + " |" for row in _probe_rows(results)]
     return CARD.format(
         what=what,
@@ -314,8 +314,8 @@ CARD = """# A reader made of {base}
 
 {probes}
 
-In brackets: 95 % bootstrap intervals over questions and seeds. The best step and seed were chosen
-on the same questions: for an unbiased figure, evaluate on others.
+In brackets: 95 % bootstrap intervals over questions and seeds. The best step, seed and share were
+chosen on the same questions: for an unbiased figure, evaluate on others.
 
 ```
 ragkit ask "…" --index INDEX --generator THIS_FOLDER

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from ragkit.errors import SettingsError
+from ragkit.parsing import suffix_of
 
 from .list_settings import shares_of
 from .runs import AnswerSettings, check_training
@@ -26,6 +27,8 @@ class GeneratorSettings(AnswerSettings):
 
     output: Path
     """The folder for what is learnt: an adapter (peft), or with --full a model (transformers)."""
+    base: str = "SmolLM2-135M-Instruct"
+    """The generator to start from, by folder, GGUF file or name; no peft folder."""
     qrels: Path | None = None
     """What is relevant is gold, and only questions that have some are taken."""
     lora: int = 8
@@ -73,7 +76,8 @@ class GeneratorSettings(AnswerSettings):
     probe_limit: int | None = None
     """Items of each probe; all if not given."""
     max_forgetting: float | None = None
-    """The most that a probe may lose, such as 0.02; what loses more makes the run fail."""
+    """The most that a probe may lose in a seed, such as 0.02; what loses more is not written, and
+    makes the run fail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +124,21 @@ def check(settings: GeneratorSettings) -> Checked:
             )
         if not settings.probes:
             raise SettingsError("--max-forgetting needs --probes, by which forgetting is measured")
+    names = [path.name.removesuffix(suffix_of(path)) for path in settings.probes]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise SettingsError(f"--probes: two files are called {twice[0]!r}; give one another name")
+    if settings.replay in settings.probes:
+        raise SettingsError(f"--replay and --probes both name {settings.replay}: it is trained on")
+    unused = {
+        "lora": settings.full,
+        "smoothing": settings.loss == "cross-entropy",
+        "replay_rows": settings.replay is None,
+        "remedy_weight": rows == 0,
+    }
+    for each in fields(settings):
+        if unused.get(each.name) and getattr(settings, each.name) != each.default:
+            option = f"--{each.name.replace('_', '-')}"
+            raise SettingsError(f"{option} has no effect here: leave it out")
     passages = passage_range(settings.passages)
     if passages[1] < 1:
         raise SettingsError(

@@ -20,6 +20,7 @@ from ragkit.types import Example, Hit, Progress, Query
 if TYPE_CHECKING:
     from ragkit.pipeline import Pipeline
     from ragkit.stores.index import Index
+    from ragkit.training.token_runs import Retrieved
 
     from .runs import AnswerSettings
 
@@ -183,3 +184,10 @@ def ranked(
         kept = read_json(path)
         found += [[(int(row), score) for row, score in kept[str(n)]] for n in range(len(part))]
     return found
+
+
+def hash_of(parts: Sequence[Retrieved]) -> str:
+    """Return one hash of all that was retrieved."""
+    return fingerprint(
+        [[hit.document.contents for hit in hits] for part in parts for hits in part.hits]
+    )

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ragkit.artefacts import fingerprint
 from ragkit.assemble import RetrievalSettings
 from ragkit.console import say
 from ragkit.types import Progress
 
-from .questions import answered_and_dev, retrieved
+from .questions import answered_and_dev, hash_of, retrieved
 from .results import finish
 from .runs import (
     check_state,
@@ -94,15 +92,8 @@ def prepared(settings: TokenSettings, progress: Progress) -> tuple[TokenRun, dic
     with processes(device).main_process_first():  # the others find what the first has kept
         parts = [Retrieved(part, retrieved(part, by, high, progress)) for part in (train, dev)]
     files = records(settings, "questions", "qrels", "dev_questions", "dev_qrels")
-    data = files | {"train": len(train), "dev": len(dev), "passages": _hash_of(parts)}
+    data = files | {"train": len(train), "dev": len(dev), "passages": hash_of(parts)}
     return token_run(settings, parts[0], parts[1], (low, high), device), data
-
-
-def _hash_of(parts: Sequence[Retrieved]) -> str:
-    """Return one hash of all that was retrieved."""
-    return fingerprint(
-        [[hit.document.contents for hit in hits] for part in parts for hits in part.hits]
-    )
 
 
 def token_run(

@@ -104,7 +104,7 @@ def soft_targets(logits: torch.Tensor, labels: torch.Tensor, smoothing: Smoothin
 
     π is the softmax over the words whose logit is at least max - n·std of the token's logits (std
     with Bessel's correction, over the words that can be said). A target is λ·δ(label) + (1-λ)·π
-    where no word is likelier than the label, else δ(label).
+    where no word is likelier in it than the label, else δ(label).
 
     Args:
         logits: float32 [tokens, vocabulary].
@@ -122,9 +122,14 @@ def soft_targets(logits: torch.Tensor, labels: torch.Tensor, smoothing: Smoothin
     work.masked_fill_(work < -smoothing.deviations * deviation, -torch.inf)
     work.exp_()
     work.div_(work.sum(-1, keepdim=True))
-    likeliest = logits.gather(-1, labels[:, None]) >= highest
+    # The label has λ more than its π: no other word may have more than that.
+    place, rest = labels[:, None], 1 - smoothing.own
+    of_labels = work.gather(-1, place)
+    others = work.scatter_(-1, place, 0.0).amax(-1, keepdim=True)
+    work.scatter_(-1, place, of_labels)
+    likeliest = smoothing.own + rest * of_labels >= rest * others
     own = torch.where(likeliest, smoothing.own, 1.0).to(work.dtype)
-    return work.mul_(1 - own).scatter_add_(-1, labels[:, None], own)
+    return work.mul_(1 - own).scatter_add_(-1, place, own)
 
 
 def kl_to_base(
@@ -164,5 +169,8 @@ def _divergences(targets: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     """
     model = logits.log_softmax(-1).masked_fill(targets == 0, 0.0)
     entropies = torch.special.entr(targets).sum(-1)
-    divergences: torch.Tensor = -entropies - torch.linalg.vecdot(targets, model)
+    # The difference of two near numbers: in half precision, which autocast would take for a
+    # product of vectors, nothing is left of it.
+    with torch.autocast(logits.device.type, enabled=False):
+        divergences: torch.Tensor = -entropies - torch.linalg.vecdot(targets, model)
     return divergences

@@ -13,16 +13,16 @@ from random import Random
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset
 
-from ..artefacts import read_json, write_json
 from ..errors import DataError, SettingsError
 from ..models.generator import Generator
 from ..models.loading import end_ids
 from ..models.precision import without_bars
 from ..models.taught import Taught
 from ..styles import PromptStyle
-from ..types import Progress, Qrels, Query, quiet
+from ..types import Progress, Query, quiet
 from .draws import epoch_order
 from .generator_loss import kl_to_base
 from .keeper import History, LoopSettings, processes
@@ -79,7 +79,6 @@ class GeneratorRun:
         rank: the adapter's; 0 trains all weights.
         loss: of answers' tokens.
         contexts: more keywords of `ContextDraws`: citations, all_gold, abstain_retrieved.
-        judged: judgements of documents, of both.
         remedies: against forgetting.
     """
 
@@ -93,7 +92,6 @@ class GeneratorRun:
     rank: int = 8
     loss: Loss = answer_loss
     contexts: Mapping[str, Any] = field(default_factory=dict)
-    judged: Qrels = field(default_factory=dict)
     remedies: Remedies = field(default_factory=Remedies)
 
     def learn(
@@ -119,6 +117,7 @@ class GeneratorRun:
             raise SettingsError("the generator has no name, by which its adapter could find it")
         taught = Taught.of(self.generator, self.style)  # hashes the base, which then gets adapted
         torch.manual_seed(settings.seed)  # of the adapter's first weights
+        flags = [(parameter, parameter.requires_grad) for parameter in base.parameters()]
         model = with_lora(base, self.rank) if self.rank else deepcopy(base).float()
         try:
             if not self.rank:
@@ -142,6 +141,8 @@ class GeneratorRun:
         finally:
             if self.rank:
                 self.generator.model = model.unload().eval()
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
         return learnt, history
 
     def _save(self, model: Any, folder: Path) -> None:
@@ -150,7 +151,7 @@ class GeneratorRun:
             if self.rank:
                 name = self.generator.name
                 local = Path(name).expanduser()  # looked for where peft is called: made absolute
-                if local.is_dir():
+                if local.exists():
                     name = str(local.resolve())
                 model.peft_config["default"].base_model_name_or_path = name
                 model.save_pretrained(folder, save_embedding_layers=False)
@@ -161,13 +162,13 @@ class GeneratorRun:
     def averaged(self, learnt: Path, share: float, folder: Path) -> None:
         """Write the average of the base (0) and what was learnt (1) into a new folder.
 
-        An adapter's weights are averaged with the base's by its scale alone.
+        What an adapter adds to the base's weights is linear in its second matrices.
         """
         shutil.copytree(learnt, folder)
         if self.rank:
-            path = folder / "adapter_config.json"
-            config = read_json(path)
-            write_json(path, config | {"lora_alpha": config["lora_alpha"] * share})
+            path = folder / "adapter_model.safetensors"
+            tensors = load_file(path)
+            save_file({n: t * share if ".lora_B." in n else t for n, t in tensors.items()}, path)
             return
         tuned = Generator.load(str(learnt), device="cpu", precision="fp32").model
         base = {name: of.cpu().float() for name, of in self.generator.model.state_dict().items()}
@@ -199,7 +200,7 @@ class GeneratorRun:
             steps=steps,
             batch=batch,
             passages=(max(1, passages[0]), passages[1]),
-            judged=self.judged,
+            judged=of.judged,
             seed=seed,
             **self.contexts,
         )
@@ -350,5 +351,10 @@ class _Trainee(SftTrainee):
         if base is not None:
             yield base
             return
-        with self.model.disable_adapter():
-            yield self.model
+        learning = self.model.training
+        self.model.eval()  # what drops out in training is there in the base
+        try:
+            with self.model.disable_adapter():
+                yield self.model
+        finally:
+            self.model.train(learning)

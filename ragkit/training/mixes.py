@@ -91,7 +91,8 @@ class ContextDraw:
         hits: the passages in their order.
         gold: places of gold passages in `hits`, from 0.
         holding: places of the others that hold an answer.
-        answer: the gold answer.
+        answer: the gold answer that is learnt.
+        answers: all of them.
         citations: whether the target cites.
         abstains: whether the target abstains where no shown passage is gold or holds an answer.
     """
@@ -104,6 +105,7 @@ class ContextDraw:
     gold: tuple[int, ...]
     holding: tuple[int, ...]
     answer: str
+    answers: tuple[str, ...]
     citations: bool
     abstains: bool
 
@@ -136,7 +138,7 @@ class ContextDraw:
         place = prompt.shown[-1]
         whole = self.hits[place].document
         part = replace(whole, text=whole.text[: prompt.cut])
-        held, holds = (cover_match(each.contents, [self.answer]) for each in (whole, part))
+        held, holds = (cover_match(each.contents, self.answers) for each in (whole, part))
         return place if held and not holds else None
 
 
@@ -224,7 +226,7 @@ class ContextDraws(Sequence[ContextDraw]):
         if kind == "retrieved":
             chosen = self._abstain_retrieved
             abstains = question.known if chosen is None else chosen
-        told = answer, self._citations, abstains
+        told = answer, tuple(question.answers), self._citations, abstains
         return ContextDraw(example, wanted, kind, count, tuple(hits), gold, holding, *told)
 
     def _kind(self, own: Random, kinds: Iterable[ContextKind]) -> ContextKind:

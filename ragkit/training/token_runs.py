@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -20,7 +20,7 @@ from ..models.prefix_cache import PrefixCache
 from ..models.virtual_tokens import VirtualTokens, start_rows, template_hash
 from ..prompts import TEMPLATE_TOKENS, Prompt, abstains, without_citations
 from ..styles import Placement, PromptStyle
-from ..types import Example, Hit, Progress, Query, quiet
+from ..types import Example, Hit, Progress, Qrels, Query, quiet
 from .draws import Draw, Draws
 from .keeper import History, LoopSettings
 from .loop import train
@@ -34,10 +34,14 @@ _DEV = "dev"
 
 @dataclass(frozen=True, slots=True)
 class Retrieved:
-    """Questions with answers and what was retrieved for them: `hits` as many as `examples`."""
+    """Questions with answers and what was retrieved for them: `hits` as many as `examples`.
+
+    `judged` are judgements of documents, where there are some.
+    """
 
     examples: Sequence[Example]
     hits: Sequence[Sequence[Hit]]
+    judged: Qrels = field(default_factory=dict)
 
 
 @dataclass

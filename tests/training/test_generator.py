@@ -80,10 +80,12 @@ def test_an_average_lies_between_the_base_and_what_was_learnt(run, rank, tmp_pat
     run.rank = rank
     folder, _ = run.learn(replace(SETTINGS, learning_rate=1e-3), tmp_path / "state")
     run.averaged(folder, 0.25, tmp_path / "average")
-    models = [
-        Generator.load(str(name), device="cpu", precision="fp32").model
+    loaded = [
+        Generator.load(str(name), device="cpu", precision="fp32")
         for name in (run.generator.name, folder, tmp_path / "average")
     ]
+    assert len({each.weights_hash() for each in loaded}) == 3  # what is kept of each is apart
+    models = [each.model for each in loaded]
     for model in models[1:] if rank else ():
         for module in model.modules():
             if hasattr(module, "base_layer"):
@@ -131,7 +133,7 @@ def learnt_both_ways(folder, place):
     found = {}
     for rank in (2, 0):
         run = run_on(folder)
-        run.rank, run.remedies = rank, Remedies(["Lead is heavy and soft."], replay=1, keep=1)
+        run.rank, run.remedies = rank, Remedies(["Lead is heavy and soft."], replay=2, keep=1)
         of = place / str(rank)
         of.mkdir(parents=True, exist_ok=True)
         learnt, _ = run.learn(replace(SETTINGS, micro_batch=2, learning_rate=1e-3), of)
@@ -208,20 +210,24 @@ def test_the_loss_of_a_step_with_remedies_is_that_of_its_parts(run, rank):
 
 
 def test_remedies_give_the_same_gradients_in_parts(run):
-    run.remedies = Remedies(["Lead is heavy and soft.", "Tin is not."], 1, 1)
+    run.remedies = Remedies(["Lead is heavy and soft.", "Tin is not."], 2, 2)
     torch.manual_seed(0)
-    trainee = _Trainee(with_lora(run.generator.model, 2), run, None)
-    rows = [_Rows(run, replace(SETTINGS, batch=6), 0)[place] for place in range(6)]
+    model = with_lora(run.generator.model, 2)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    trainee = _Trainee(model, run, None)
+    rows = [_Rows(run, replace(SETTINGS, batch=8), 0)[place] for place in range(8)]
     labels = sum(len(row.answer) for row in rows if row.role == "answer")
     trainee(**collated(rows), num_items_in_batch=labels)["loss"].backward()
     whole = {n: p.grad.clone() for n, p in trainee.named_parameters() if p.grad is not None}
     trainee.zero_grad()
-    for start in (0, 2, 4):  # the last part has remedies alone
-        trainee(**collated(rows[start : start + 2]), num_items_in_batch=labels)["loss"].backward()
+    for start, end in ((0, 5), (5, 7), (7, 8)):  # rows of each kind fall to two parts
+        trainee(**collated(rows[start:end]), num_items_in_batch=labels)["loss"].backward()
     for name, parameter in trainee.named_parameters():
         if name in whole:
             torch.testing.assert_close(parameter.grad, whole[name], atol=1e-6, rtol=1e-4)
-    assert any(gradient.abs().max() > 0 for gradient in whole.values())
+    assert all(gradient.abs().max() > 0 for gradient in whole.values())
 
 
 def test_remedies_that_cannot_be_are_refused(run):
@@ -259,8 +265,8 @@ def test_forgetting_is_that_of_the_probe_that_lost_most():
 
     found = forgotten(scores(8, 6), [scores(8, 4), scores(9, 5)])
     assert found["worst"] == "hard"
-    assert found["forgetting"] == pytest.approx(0.15)
-    assert found["probes"]["easy"]["lost"] == pytest.approx(-0.05)
+    assert found["forgetting"] == pytest.approx(0.2)
+    assert found["probes"]["easy"]["lost"] == 0.0
     assert forgotten(scores(5, 5), [scores(6, 6)])["forgetting"] == 0
     assert forgotten([], [[]]) == {"probes": {}, "forgetting": 0.0, "worst": ""}
 
@@ -282,6 +288,8 @@ def place(tmp_path, monkeypatch):
         for n, m in enumerate(metals)
     ]
     (tmp_path / "probe.jsonl").write_text("".join(json.dumps(line) + "\n" for line in probe))
+    held = [{"id": str(n), "text": "xyz " * (9 + n)} for n in range(3)]
+    (tmp_path / "held.jsonl").write_text("".join(json.dumps(line) + "\n" for line in held))
     texts = [{"id": str(n), "text": f"{m} is a metal."} for n, m in enumerate(metals)]
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in texts))
     return tmp_path
@@ -294,6 +302,8 @@ def train(base, *options):
         "--passages": "1-2", "--evaluate-every": "2", "--max-new-tokens": "4", "--device": "cpu",
     }  # fmt: skip
     given = {option.split("=")[0] for option in options}
+    if "--full" in given:
+        del defaults["--lora"]
     command += [f"{name}={value}" for name, value in defaults.items() if name not in given]
     return call(app, [*command, *options])
 
@@ -301,7 +311,7 @@ def train(base, *options):
 def test_the_program_writes_an_adapter_results_and_a_card(place, tiny_folder, capsys):
     mix = "--mix=gold:.4,retrieved:.2,distractors:.2,none:.2"
     code = train(
-        tiny_folder, mix, "--qrels=q.tsv", "--seeds=0,1", "--probes", "probe.jsonl",
+        tiny_folder, mix, "--qrels=q.tsv", "--seeds=0,1", "--probes", "probe.jsonl", "held.jsonl",
         "--replay=texts.jsonl", "--keep-rows=1", "--average=sweep", "--loss=overtone",
         "--citations", "--json",
     )  # fmt: skip
@@ -310,7 +320,8 @@ def test_the_program_writes_an_adapter_results_and_a_card(place, tiny_folder, ca
     out = place / "out"
     assert results["base"]["unchanged"]
     assert list(results["conditions"]) == ["before", "after"]
-    assert set(results["average"]["tried"]) == {"0.25", "0.5", "0.75", "1.0"}
+    tried = results["average"]["tried"]
+    assert set(tried) == {"0.25", "0.5", "0.75", "1.0"}
     assert results["probes"]["probe"]["measure"] == "accuracy"
     assert sum(results["mix"]["kinds"].values()) == results["data"]["train"] == 6
     assert {path.name for path in out.iterdir()} >= {
@@ -324,15 +335,14 @@ def test_the_program_writes_an_adapter_results_and_a_card(place, tiny_folder, ca
 
 
 def test_too_much_forgotten_fails_and_leaves_what_was_learnt(place, tiny_folder, capsys):
-    # What it learns to say, digits, is less likely in a text without any.
-    texts = [{"id": str(n), "text": "xyz " * 9} for n in range(3)]
-    (place / "held.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
-    options = ("--probes", "held.jsonl", "--max-forgetting=0", "--learning-rate=0.01")
-    code = train(tiny_folder, *options, "--steps=12", "--full")
+    options = ("--probes", "held.jsonl", "--learning-rate=0.01", "--steps=12", "--full")
+    assert train(tiny_folder, *options, "--max-forgetting=0") == 1
+    told = capsys.readouterr()
+    assert "'held' lost" in told.err and "General ability" in told.out
+    assert not (place / "out").exists()
+    assert train(tiny_folder, *options, "--max-forgetting=9") == 0  # what was learnt was kept
     results = json.loads((place / "out" / "results.json").read_text())
-    assert code == 1
     assert results["forgetting"] > 0 and results["worst"] == "held"
-    assert "'held' lost" in capsys.readouterr().err
     assert (place / "out" / "model.safetensors").exists()
 
 
@@ -370,7 +380,13 @@ def test_another_base_or_chat_template_is_refused(place, tiny_folder, tmp_path):
         (["--max-forgetting=0.1"], 2, "--probes"),
         (["--keep-rows=4"], 2, "all 4 rows"),
         (["--lora=0"], 2, "--lora must be at least 1"),
-        (["--smoothing=1"], 2, "--smoothing"),
+        (["--smoothing=1", "--loss=overtone"], 2, "--smoothing"),
+        (["--smoothing=.5"], 2, "--smoothing has no effect"),
+        (["--replay-rows=3"], 2, "--replay-rows has no effect"),
+        (["--full", "--lora=4"], 2, "--lora has no effect"),
+        (["--probes", "probe.jsonl", "more/probe.jsonl"], 2, "two files are called 'probe'"),
+        (["--replay=probe.jsonl", "--probes", "probe.jsonl"], 2, "it is trained on"),
+        (["--probes", "gone.jsonl"], 1, "gone.jsonl"),
         (["--average=2"], 2, "--average"),
         (["--passages=0"], 2, "must reach 1"),
         (["--replay=empty.jsonl"], 1, "empty.jsonl"),
@@ -383,6 +399,18 @@ def test_what_cannot_work_is_refused(place, tiny_folder, capsys, options, code, 
     assert train(tiny_folder, *options) == code
     assert message in capsys.readouterr().err
     assert not (place / "out").exists() and not (place / "out.training").exists()
+
+
+def test_each_side_has_its_own_judgements(run):
+    other, places = Document("other", "Iron melts at 9."), slice(0, 1)
+    (query,) = (example.query for example in run.train.examples[places])
+    bare = [Example(query, answers=("9",))]
+    hits = [[Hit(other, 1.0), Hit(read("tin", "232"), 0.5)]]
+    run.train = Retrieved(bare, hits, {query.id: {"other": 1}})
+    run.dev = Retrieved(bare, hits, {query.id: {"tin": 1}})
+    run.mix = Mix({"gold": 1.0})
+    (first, *_), (dev, *_) = run.draws(SETTINGS), run._draws(run.dev, 1, 1, (1, 1), 0)
+    assert [draw.hits[draw.gold[0]].document.id for draw in (first, dev)] == ["other", "tin"]
 
 
 def test_where_nothing_helps_the_target_abstains(run):

@@ -81,8 +81,10 @@ def overtone_by_hand(given, labels, count, smoothing):
             kept = [each if each >= max(z) - smoothing.deviations * std else None for each in z]
             whole = sum(math.exp(each) for each in kept if each is not None)
             target = [0.0 if each is None else math.exp(each) / whole for each in kept]
-            own = smoothing.own if z[label] == max(z) else 1.0
-            target = [own * (word == label) + (1 - own) * p for word, p in enumerate(target)]
+            own = smoothing.own
+            mixed = [own * (word == label) + (1 - own) * p for word, p in enumerate(target)]
+            certain = [float(word == label) for word in range(len(z))]
+            target = mixed if mixed[label] == max(mixed) else certain
             log_all = math.log(sum(map(math.exp, z)))
             divergence = sum(
                 p * (math.log(p) - each + log_all) for p, each in zip(target, z, strict=True) if p
@@ -126,9 +128,27 @@ def test_overtone_on_four_words():
     expected += 0.865529 * 0.440190 + 0.134471 * 1.440190
     loss = LOSSES["overtone"](given, torch.tensor([[0]]), 1, smoothing)
     assert loss.item() == pytest.approx(expected, abs=1e-5)
-    # The label 1 is not the likeliest: its target is certain.
-    loss = LOSSES["overtone"](given, torch.tensor([[1]]), 1, smoothing)
-    assert loss.item() == pytest.approx(1.440190, abs=1e-5)
+    # The label 1: .5 + .5 · .2689 > .5 · .7311, but .2 + .8 · .2689 < .8 · .7311.
+    mixed = torch.tensor([[0.5 * 0.731059, 0.5 + 0.5 * 0.268941, 0.0, 0.0]])
+    torch.testing.assert_close(
+        soft_targets(given[0], torch.tensor([1]), smoothing), mixed, atol=1e-6, rtol=0
+    )
+    loss = LOSSES["overtone"](given, torch.tensor([[1]]), 1, Smoothing(own=0.2, least=0.0))
+    assert loss.item() == pytest.approx(1.440190, abs=1e-5)  # the target is certain
+
+
+def test_divergences_are_exact_under_autocast():
+    random = torch.Generator().manual_seed(0)
+    base = torch.randn(1, 8, 4096, generator=random)
+    near = base + 0.02 * torch.randn(1, 8, 4096, generator=random)
+    every = torch.ones(1, 8, dtype=torch.bool)
+    exact = kl_to_base(near, base, every, None)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = kl_to_base(near, base, every, None)
+        none = kl_to_base(base, base, every, None)
+    assert 0 < exact < 1e-3
+    torch.testing.assert_close(found, exact, atol=1e-6, rtol=0)
+    assert abs(none) < 1e-6
 
 
 @pytest.mark.parametrize("own", [0.05, 0.7, 1.0])
@@ -139,10 +159,10 @@ def test_targets_are_distributions(own, deviations):
     targets = soft_targets(given, labels, Smoothing(own=own, deviations=deviations))
     torch.testing.assert_close(targets.sum(-1), torch.ones(len(labels)), atol=1e-6, rtol=0)
     assert (targets >= 0).all() and not targets.requires_grad
-    likeliest = given.argmax(-1) == labels
-    assert likeliest.any() and not likeliest.all()
-    certain = functional.one_hot(labels, WORDS).float()
-    assert torch.equal(targets[~likeliest], certain[~likeliest])
+    assert (targets.gather(-1, labels[:, None])[:, 0] >= targets.amax(-1) - 1e-6).all()
+    certain = (targets == functional.one_hot(labels, WORDS)).all(-1)
+    if own == 0.05 and deviations:
+        assert certain.any() and not certain.all()
 
 
 def test_a_token_near_its_target_has_exactly_no_gradient():
