@@ -30,7 +30,8 @@ class GeneratorSettings(AnswerSettings):
     base: str = "SmolLM2-135M-Instruct"
     """The generator to start from, by folder, GGUF file or name; no peft folder."""
     qrels: Path | None = None
-    """What is relevant is gold, and only questions that have some are taken."""
+    """What is relevant is gold, and only questions that have some are taken; without qrels, gold is
+    the first hit that holds an answer."""
     lora: int = 8
     """The rank of the adapter."""
     full: bool = False

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ragkit.artefacts import check_output, file_record, read_json, write_json
-from ragkit.console import progress_bars
+from ragkit.console import progress_bars, say
 from ragkit.errors import SettingsError
 from ragkit.types import Progress
 
@@ -37,7 +38,7 @@ class TrainingSettings:
     limit: int | None = None
     """Questions to train on, drawn at random; all if not given."""
     dev_limit: int = 200
-    """Questions to evaluate on, drawn at random."""
+    """Questions to evaluate on, drawn at random; at least 2."""
     seeds: str = "0"
     """Seeds, such as 0,1,2: each is learnt apart; the best on dev is kept."""
     epochs: float = 1.0
@@ -185,14 +186,22 @@ def training_state(settings: TrainingSettings) -> Iterator[tuple[Path, Progress]
     """
     check_output(settings.output, settings.replace, MARK)
     state = settings.output.with_name(f"{settings.output.name}.training")
+    there = state.exists()
     try:
         with progress_bars() as progress:
             yield state, progress
     except BaseException:
         first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts
-        if first and not any(state.glob("*/*.safetensors")):
+        if first and not _begun(state) and not there:
             shutil.rmtree(state, ignore_errors=True)
+        elif first and isinstance(sys.exception(), KeyboardInterrupt) and _begun(state):
+            say(f"{state} holds what was learnt so far: the same command goes on from there")
         raise
+
+
+def _begun(state: Path) -> bool:
+    """Tell whether there is something to go on from."""
+    return any(state.glob("*/*.safetensors"))
 
 
 def each_seed(
@@ -231,7 +240,7 @@ def check_state(
     made = {name: value for name, value in settings.items() if name not in free | _FREE}
     made |= {"data": data}
     path = folder / "run.json"
-    if path.exists():
+    if path.exists() and _begun(folder):
         kept = read_json(path)
         differ = sorted(name for name in made if kept.get(name) != made[name])
         if differ:

@@ -114,6 +114,8 @@ class VirtualTokens:
             ModelError: it is none, or of another format.
         """
         folder = Path(folder).expanduser()
+        if not folder.is_dir():
+            raise ModelError(f"{folder}: there is no such folder of virtual tokens")
         try:
             manifest = read_json(folder / MANIFEST)
             if manifest.get("kind") != "virtual tokens":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import peft
@@ -21,7 +22,9 @@ def with_lora(model: Any, rank: int, *, dropout: float = 0.0) -> Any:
         r=rank, lora_alpha=2 * rank, lora_dropout=dropout, target_modules="all-linear"
     )
     try:
-        return peft.get_peft_model(model, settings)
+        with warnings.catch_warnings():  # peft asks for a name that transformers will drop
+            warnings.simplefilter("ignore", FutureWarning)
+            return peft.get_peft_model(model, settings)
     except ValueError as error:
         raise SettingsError(f"{type(model).__name__} cannot be adapted: {error}") from error
 

@@ -206,8 +206,14 @@ def longest_answer(generator: Generator, examples: Sequence[Example], tokens: in
         (max(len(generator.encoder.answer_ids(answer, ends)) for answer in e.answers), e.query.id)
         for e in examples
     ]
+    room = generator.window - 2 * TEMPLATE_TOKENS
+    if tokens > room:
+        raise DataError(
+            f"{tokens} virtual tokens leave no room for a prompt in the {generator.window} tokens "
+            f"that the model reads: at most {room} do"
+        )
     longest, question = max(sizes)
-    if longest + tokens + 2 * TEMPLATE_TOKENS > generator.window:
+    if longest + tokens > room:
         raise DataError(
             f"question {question!r} has an answer of {longest} tokens; with {tokens} virtual "
             f"tokens it leaves no room for a prompt in the {generator.window} that the model "

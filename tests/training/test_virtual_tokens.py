@@ -91,6 +91,7 @@ def test_a_stopped_run_goes_on(place, tiny_folder, monkeypatch, capsys):
 
     monkeypatch.setattr(keeper.Keeper, "_write", stop)
     assert train(tiny_folder, "--replace") == 130
+    assert "out.training holds what was learnt so far" in capsys.readouterr().err
     assert torch.equal(load_file(place / "out" / "tokens.safetensors")["tokens"], expected)
     monkeypatch.undo()
     monkeypatch.setenv("RAGKIT_CACHE", str(place / "cache"))
@@ -269,6 +270,24 @@ def test_a_damaged_manifest_is_told(place, tiny_folder, change, message):
     (place / "manifest.json").write_text(json.dumps(kept))
     with pytest.raises(ModelError, match=message):
         VirtualTokens.load(place)
+
+
+def test_what_had_not_begun_may_begin_otherwise(place, tiny_folder, monkeypatch, capsys):
+    from ragkit.training import keeper
+
+    def stop(self, *given, **named):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(keeper.Keeper, "_write", stop)
+    state = place / "out.training"
+    (state / "seed-0").mkdir(parents=True)
+    (state / "run.json").write_text('{"steps": 1}')
+    assert train(tiny_folder) == 130
+    assert state.exists()  # it was there before
+    monkeypatch.undo()
+    monkeypatch.setenv("RAGKIT_CACHE", str(place / "cache"))
+    monkeypatch.chdir(place)
+    assert train(tiny_folder, "--steps=2") == 0
 
 
 def test_rows_end_where_longrope_turns(place, tiny_folder, monkeypatch, capsys):
