@@ -153,6 +153,9 @@ LEARNT = {
     "query": "query side",
     "adapter": "query adapter",
     "lsr": "LSR, from answers alone",
+    "share 0.0": "base, dense",
+    "share 0.5": "mean of base and both sides of squadshifts_reddit, dense",
+    "share 1.0": "both sides of squadshifts_reddit, dense",
 }
 
 
