@@ -32,12 +32,10 @@ from ragkit.corpus import read_documents, read_qrels, read_questions
 from ragkit.evaluation.contexts import build_contexts
 from ragkit.evaluation.probe_files import Probe, ProbeItem, read_probe
 from ragkit.evaluation.probes import compare_probes, run_probe
-from ragkit.evaluation.statistics import bootstrap_means
 from ragkit.models import Generator
 from ragkit.models.names import cache_folder
 from ragkit.models.prefix_cache import PrefixCache
 from ragkit.models.virtual_tokens import VirtualTokens
-from ragkit.prompts import abstains
 from ragkit.readers import GeneratorReader
 from ragkit.retrievers import Bm25Retriever
 from ragkit.styles import PromptStyle, style_named
@@ -254,15 +252,11 @@ def said(
 
 
 def measured(asked: Asked, texts: Mapping[str, list[list[str]]]) -> dict[str, Any]:
-    """Return each context's scores, and how often the answer was that there is none."""
-    found = {}
-    for context, (examples, _) in asked.items():
-        of = {} if context == UNANSWERABLE else scored(examples, {context: texts[context]})
-        told = [[[float(abstains(text)) for text in seed] for seed in texts[context]]]
-        found[context] = of.get("conditions", {}).get(context, {}) | {
-            "abstained": asdict(bootstrap_means(told)[0])
-        }
-    return found
+    """Return each context's scores, among them how often the answer was that there is none."""
+    return {
+        context: scored(examples, {context: texts[context]})["conditions"][context]
+        for context, (examples, _) in asked.items()
+    }
 
 
 def differences(asked: Asked, texts: Mapping[str, dict[str, list[list[str]]]]) -> dict[str, Any]:

@@ -75,6 +75,9 @@ def generator(*, settings: GeneratorSettings, json: bool = False) -> None:
     }
     what = "all weights" if settings.full else f"an adapter of rank {settings.lora}"
     told = [f"{settings.output}: {what} of {settings.base}; ask with --generator {settings.output}"]
+    if redrawn := results["mix"]["redrawn"]:
+        lacked = ", ".join(f"{count} of {kind}" for kind, count in redrawn.items())
+        told.append(f"contexts that questions had nothing for became others: {lacked}")
     finish(settings, state, save, results, card(results), tables(results), told, json=json)
 
 

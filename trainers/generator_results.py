@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from .generator_settings import Checked, GeneratorSettings
 
-_MEASURES = ("EM", "F1", "cover")
+_MEASURES = ("EM", "F1", "cover", "abstained")
 _CHOSEN_BY = "F1"
 _LOST = {"choices": "accuracy", "answers": "answer nats per token", "texts": "bits per byte"}
 

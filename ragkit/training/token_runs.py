@@ -30,6 +30,7 @@ from .token_loss import Rows, TokenRow, TokenTrainee, collate, row_of
 
 MakePrompt: TypeAlias = Callable[[Query, Sequence[Hit]], Prompt]
 _DEV = "dev"
+_MEASURES = (*ANSWER_MEASURES, "abstained")
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +285,8 @@ def scored(
     """Score the answers of conditions, texts [seeds, questions] each.
 
     Returns:
-        under `conditions`: condition -> measure -> estimate over questions and seeds; under
+        under `conditions`: condition -> measure (the share of abstentions is one) -> estimate over
+        questions and seeds; under
         `differences` the last condition minus each other one, paired by question.
     """
     scores = {
@@ -301,16 +303,17 @@ def scored(
     *others, last = answers
     found: dict[str, Any] = {"conditions": {}, "differences": {}}
     for name in answers:
-        estimates = bootstrap_means([matrix(name, m) for m in ANSWER_MEASURES], seed=seed)
-        found["conditions"][name] = dict(zip(ANSWER_MEASURES, map(asdict, estimates), strict=True))
+        estimates = bootstrap_means([matrix(name, m) for m in _MEASURES], seed=seed)
+        found["conditions"][name] = dict(zip(_MEASURES, map(asdict, estimates), strict=True))
     for other in others if len(examples) > 1 else []:
-        pairs = [(matrix(other, m), matrix(last, m)) for m in ANSWER_MEASURES]
+        pairs = [(matrix(other, m), matrix(last, m)) for m in _MEASURES]
         differences = map(asdict, paired_differences(pairs, seed=seed))
-        named = dict(zip(ANSWER_MEASURES, differences, strict=True))
+        named = dict(zip(_MEASURES, differences, strict=True))
         found["differences"][f"{last} - {other}"] = named
     return found
 
 
 def _scores(text: str, example: Example) -> dict[str, float]:
-    said = without_citations(text)
-    return answer_measures(said, example.answers, abstained=abstains(text))
+    said, abstained = without_citations(text), abstains(text)
+    measures = answer_measures(said, example.answers, abstained=abstained)
+    return {**measures, "abstained": float(abstained)}
