@@ -39,11 +39,13 @@ from ragkit.models.virtual_tokens import VirtualTokens
 from ragkit.readers import GeneratorReader
 from ragkit.retrievers import Bm25Retriever
 from ragkit.styles import PromptStyle, style_named
+from ragkit.training.conditions import Condition, answered, scored
 from ragkit.training.generator_loss import LOSSES, Smoothing
-from ragkit.training.generator_runs import GeneratorRun, Remedies
+from ragkit.training.generator_runs import GeneratorRun
 from ragkit.training.mixes import Mix
 from ragkit.training.passages import Passages
-from ragkit.training.token_runs import Condition, Retrieved, TokenRun, answered, scored
+from ragkit.training.remedies import Remedies
+from ragkit.training.token_runs import Retrieved, TokenRun
 from ragkit.types import Hit, Progress, Qrels
 
 BASE = "SmolLM2-135M-Instruct"

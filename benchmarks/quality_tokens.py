@@ -36,10 +36,11 @@ from ragkit.models.virtual_tokens import VirtualTokens
 from ragkit.readers import GeneratorReader
 from ragkit.retrievers import Bm25Retriever, DenseRetriever
 from ragkit.styles import style_named
+from ragkit.training.conditions import Condition, answered, scored
 from ragkit.training.generator_runs import GeneratorRun
 from ragkit.training.keeper import LoopSettings
 from ragkit.training.mixes import Mix
-from ragkit.training.token_runs import Condition, Retrieved, TokenRun, answered, scored
+from ragkit.training.token_runs import Retrieved, TokenRun
 from ragkit.types import Hit, Progress
 
 BASE = "SmolLM2-135M-Instruct"

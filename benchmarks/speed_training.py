@@ -31,7 +31,8 @@ from ragkit.models import BiEncoder
 from ragkit.retrievers import DenseRetriever
 from ragkit.training.keeper import LoopSettings
 from ragkit.training.lists import listed
-from ragkit.training.negatives import Rules, mine
+from ragkit.training.negative_rules import Rules
+from ragkit.training.negatives import mine
 from ragkit.training.retriever_loss import LossSettings
 from ragkit.training.retriever_runs import RetrieverRun
 

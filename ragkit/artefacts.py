@@ -133,11 +133,9 @@ def check_output(path: Path, replace: bool, mark: str) -> None:
         aside[-1].replace(path)
     if not (path.exists() or path.is_symlink()) or (path.is_dir() and not any(path.iterdir())):
         return
-    own = (path / mark).is_file()
     if not replace:
-        may = ", or pass --replace" if own else ""
-        raise SettingsError(f"{path} exists already. Choose another place{may}.")
-    if not own:
+        raise SettingsError(f"{path} exists already. Choose another place, or pass --replace.")
+    if not (path / mark).is_file():
         raise SettingsError(
             f"{path} is not what would be written there (it has no {mark}), and is not replaced. "
             "Choose another place, or remove it yourself."

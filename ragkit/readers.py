@@ -70,8 +70,7 @@ class GeneratorReader:
     Args:
         generator: writes the answers.
         style: the prompt's wording, by name (`ragkit`, `flashrag`, `spring`, `virtual-tokens`) or
-            given; None is that which the generator or its virtual tokens were trained with, or
-            `ragkit`.
+            given; None is that of the generator's training or virtual tokens, or `ragkit`.
         use_tokens: how many of the generator's virtual tokens stand in prompts, the first ones; 0
             unplugs them, None uses all.
         context_tokens: the tokens that the passages may take.
@@ -115,8 +114,7 @@ class GeneratorReader:
                 f"and writes {generator.window} tokens together{virtual}"
             )
         self.generator = generator
-        taught: Taught | None = getattr(generator, "taught", None)
-        self.style = _wording(style, self._tokens, taught.style if taught else None)
+        self.style = _wording(style, self._tokens, getattr(generator, "taught", None))
         self._context_tokens = context_tokens
         self._max_new_tokens = max_new_tokens
         self._temperature = temperature
@@ -264,7 +262,7 @@ class GeneratorReader:
 
 
 def _wording(
-    style: str | PromptStyle | None, tokens: VirtualTokens | None, taught: PromptStyle | None
+    style: str | PromptStyle | None, tokens: VirtualTokens | None, taught: Taught | None
 ) -> PromptStyle:
     """Return the style that is asked for, or that of virtual tokens, which serve in no other.
 
@@ -272,7 +270,7 @@ def _wording(
         SettingsError: it is unknown, or the virtual tokens were learnt with another.
     """
     if style is None:
-        return (taught or style_named("ragkit")) if tokens is None else tokens.style
+        return own.style if (own := tokens or taught) else style_named("ragkit")
     asked = style_named(style) if isinstance(style, str) else style
     if tokens is None:
         return asked

@@ -12,7 +12,8 @@ from ragkit.corpus import read_documents, read_qrels
 from ragkit.errors import ModelError, SettingsError
 from ragkit.types import Example, Progress, Qrels
 
-from .generator_results import Outcome, card, copied, outcome_of, said_by, tables
+from .generator_report import card, tables
+from .generator_results import Outcome, copied, outcome_of, said_by
 from .generator_settings import Checked, GeneratorSettings, check
 from .positives import with_positives
 from .questions import answered_and_dev, hash_of, retrieved
@@ -30,8 +31,9 @@ from .runs import (
 if TYPE_CHECKING:
     import torch
 
-    from ragkit.training.generator_runs import GeneratorRun, Remedies
+    from ragkit.training.generator_runs import GeneratorRun
     from ragkit.training.keeper import History
+    from ragkit.training.remedies import Remedies
 
 _FREE = {"average", "max_forgetting", "probes", "probe_limit"}
 _CANDIDATES = 20  # hits of a question that distractors are drawn from
@@ -209,7 +211,7 @@ def _run(
 
 
 def _remedies(settings: GeneratorSettings) -> Remedies:
-    from ragkit.training.generator_runs import Remedies
+    from ragkit.training.remedies import Remedies
 
     texts: list[str] = []
     if settings.replay is not None:

@@ -50,8 +50,9 @@ class ListSettings(TrainingSettings):
     both stores."""
     passages: int = 8
     """Hits of a question that the generator judges."""
-    teacher_temperature: float = 1.0
-    """What the scores of teacher or generator are divided by."""
+    teacher_temperature: float | None = None
+    """What scores are divided by: if not given 1 for a teacher's, 0.1 for a generator's, in nats a
+    token of the answer."""
     average: str = "1"
     """The share of what was learnt in the average with the base: above 0, up to 1; or sweep, which
     takes the best on dev."""
@@ -86,7 +87,7 @@ def check_lists(
     seeds = check_training(settings, least, settings.batch)
     if not 0 <= settings.dropout < 1:
         raise SettingsError(f"--dropout {settings.dropout}: expected a number from 0 up, below 1")
-    if not settings.teacher_temperature > 0:
+    if settings.teacher_temperature is not None and not settings.teacher_temperature > 0:
         raise SettingsError(
             f"--teacher-temperature must be above 0, not {settings.teacher_temperature}"
         )
@@ -96,6 +97,17 @@ def check_lists(
             option = field.name.replace("_", "-")
             raise SettingsError(f"--objective {objective} has no use for --{option}")
     return seeds, shares_of(settings.average)
+
+
+def teacher_temperature(settings: ListSettings, *, by_generator: bool) -> float:
+    """Return what the teacher's scores are divided by.
+
+    A generator's judgements lie within a nat a token, and are uncertain undivided: what learns from
+    that learns to tell nothing apart.
+    """
+    if settings.teacher_temperature is None:
+        return 0.1 if by_generator else 1.0
+    return settings.teacher_temperature
 
 
 def shares_of(text: str) -> list[float]:

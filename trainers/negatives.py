@@ -16,7 +16,8 @@ from ragkit.console import print_json, print_tables, progress_bars, say
 from ragkit.corpus import read_questions, write_questions
 from ragkit.errors import DataError, SettingsError
 from ragkit.parsing import suffix_of
-from ragkit.training.negatives import FILTERS, Rules, Score, Weigh, mine
+from ragkit.training.negative_rules import FILTERS, Rules
+from ragkit.training.negatives import Score, Weigh, mine
 from ragkit.types import Example, Hit, Qrels
 
 from .positives import with_positives, without_held_out

@@ -14,7 +14,7 @@ from ragkit.assemble import RetrievalSettings, open_index, resolved
 from ragkit.errors import SettingsError
 from ragkit.types import Example, Hit, Progress, Qrels
 
-from .list_settings import ListSettings, check_lists, loop_of
+from .list_settings import ListSettings, check_lists, loop_of, teacher_temperature
 from .positives import train_and_dev
 from .questions import ranked
 from .reranker_results import card, results_of
@@ -138,7 +138,7 @@ def prepared(
     data |= {"train": len(train), "dev": len(dev.queries), "index": index.fingerprint()}
     run = RerankerRun(
         settings.base,
-        teacher_temperature=settings.teacher_temperature,
+        teacher_temperature=teacher_temperature(settings, by_generator=by_answers),
         dev=dev,
         max_length=settings.max_length,
         device=device,

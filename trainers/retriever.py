@@ -216,7 +216,8 @@ def _learn(
     if made.lists is not None and settings.relist_every is not None:
         anew = made.lists.anew(settings.relist_every, folder, both=not settings.fixed)
         run = replace(run, questions=anew)
-    loop = loop_of(settings, len(made.train), seed, 1e-3 if settings.adapter else 1e-4)
+    rate = 1e-3 if settings.adapter else 2e-5 if settings.objective == "lsr" else 1e-4
+    loop = loop_of(settings, len(made.train), seed, rate)
     learnt, history = run.learn(loop, folder, progress=progress)
     if settings.fixed and learnt.describe()["base"] != run.encoder.describe()["fingerprint"]:
         raise ModelError(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cyclopts import Parameter
 
-from .list_settings import ListSettings, check_lists
+from .list_settings import ListSettings, check_lists, teacher_temperature
 from .runs import whole_numbers
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def loss_of(settings: RetrieverSettings, *, cosine: bool) -> LossSettings:
     return LossSettings(
         named.get(settings.objective, settings.objective),
         (0.05 if cosine else 1.0) if settings.temperature is None else settings.temperature,
-        settings.teacher_temperature,
+        teacher_temperature(settings, by_generator=settings.objective == "lsr"),
         settings.direction,
         tuple(sizes),
     )

@@ -48,7 +48,7 @@ class TrainingSettings:
     batch: int = 64
     """Questions in a step, over all processes."""
     learning_rate: float | None = None
-    """The highest learning rate; 1e-4 if not given, for an adapter 1e-3."""
+    """The highest learning rate; 1e-4 if not given, for an adapter 1e-3, for lsr 2e-5."""
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
     """The course of the learning rate."""
     warmup: float = 0.1

@@ -32,7 +32,7 @@ def results_of(
 ) -> dict[str, Any]:
     """Answer the dev questions before and after, and say what was learnt and how."""
     from ragkit.readers import GeneratorReader
-    from ragkit.training.token_runs import Condition, measured
+    from ragkit.training.conditions import Condition, measured
 
     examples = run.dev.examples
     asked = list(zip(examples, run.dev.hits, strict=True))

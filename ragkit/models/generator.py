@@ -17,7 +17,7 @@ from .likelihood import Likelihoods, LikelihoodScorer
 from .loading import end_ids, load_causal
 from .precision import Precision, pad, weights_hash
 from .prefixes import generation_batches
-from .prompt_ids import PLAIN_STOPS, PromptEncoder, until_stop
+from .prompt_ids import PromptEncoder, at_stop, until_stop
 from .splice import VirtualIds, spliced, without_virtual
 from .streaming import stream_text
 from .taught import Taught, taught_of
@@ -101,14 +101,8 @@ class Generator:
         model, tokenizer = load_causal(name, device, precision)
         taught = taught_of(name, model)
         own: Any = next((each.layout for each in (virtual_tokens, taught) if each), "auto")
-        return cls(
-            model,
-            tokenizer,
-            name,
-            layout=layout or own,
-            virtual_tokens=virtual_tokens,
-            taught=taught,
-        )
+        named: Any = {"virtual_tokens": virtual_tokens, "taught": taught}
+        return cls(model, tokenizer, name, layout=layout or own, **named)
 
     @property
     def window(self) -> int:
@@ -275,8 +269,7 @@ class Generator:
             if len(rows[-1]) + max_new_tokens > self.window:
                 raise ModelError(
                     f"a prompt of {len(rows[-1])} tokens and {max_new_tokens} new ones do not fit "
-                    f"into the {self.window} tokens of {self.name!r}. Keep fewer or shorter "
-                    "passages."
+                    f"into the {self.window} of {self.name!r}. Keep fewer or shorter passages."
                 )
         return rows, virtual.table()
 
@@ -297,14 +290,8 @@ class Generator:
         }
         options |= {"temperature": temperature} if temperature > 0 else {}
         if not self.encoder.chat:
-            options["stopping_criteria"] = [partial(self._plain_ends, width)]
+            options["stopping_criteria"] = [partial(at_stop, self.tokenizer, width)]
         return options
-
-    def _plain_ends(self, width: int, ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        """Tell which rows have come to a stop string, leading line ends aside."""
-        texts = self.tokenizer.batch_decode(ids[:, width:], skip_special_tokens=True)
-        ended = [any(stop in text.lstrip("\n") for stop in PLAIN_STOPS) for text in texts]
-        return torch.tensor(ended, device=ids.device)
 
     def _decode(self, rows: torch.Tensor) -> list[str]:
         texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jinja2 import TemplateError
 
 from ..errors import ModelError
@@ -219,6 +220,13 @@ def _spelled(marked: str, data: Sequence[Part | None], tokens: str) -> str:
         return tokens if part is None else part.text
 
     return _MARK.sub(behind, marked)
+
+
+def at_stop(tokenizer: Any, width: int, ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+    """Tell which rows have come to a stop string, behind `width` ids and line ends."""
+    texts = tokenizer.batch_decode(ids[:, width:], skip_special_tokens=True)
+    ended = [any(stop in text.lstrip("\n") for stop in PLAIN_STOPS) for text in texts]
+    return torch.tensor(ended, device=ids.device)
 
 
 def until_stop(pieces: Iterable[str]) -> Iterator[str]:

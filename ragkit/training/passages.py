@@ -9,7 +9,8 @@ from typing import Literal, TypeAlias, get_args
 
 from ..evaluation.answers import cover_match
 from ..types import Document, Example, Hit
-from .negatives import Relevant, Rules
+from .negative_rules import Rules
+from .negatives import Relevant
 
 ContextKind: TypeAlias = Literal["gold", "retrieved", "distractors", "none"]
 """`gold`: gold passages among distractors. `retrieved`: the first hits, in their order.

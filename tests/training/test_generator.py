@@ -19,11 +19,12 @@ from ragkit.models import Generator
 from ragkit.models.precision import weights_hash
 from ragkit.readers import GeneratorReader
 from ragkit.styles import ABSTENTION, style_named
-from ragkit.training.generator_runs import GeneratorRun, Remedies, _Rows, _Trainee, collated
+from ragkit.training.generator_runs import GeneratorRun, _Rows
 from ragkit.training.keeper import LoopSettings
 from ragkit.training.lora import with_lora
 from ragkit.training.mixes import Mix
 from ragkit.training.packing import SftTrainee
+from ragkit.training.remedies import RemediedTrainee, Remedies, collated
 from ragkit.training.token_runs import Retrieved
 
 METALS = {"tin": "232", "lead": "327", "zinc": "419", "iron": "1538"}
@@ -188,7 +189,7 @@ def test_the_loss_of_a_step_with_remedies_is_that_of_its_parts(run, rank):
             parameter.data += 0.02 * torch.randn_like(parameter)
     rows = [_Rows(run, replace(SETTINGS, batch=5), 0)[place] for place in range(5)]
     assert [row.role for row in rows] == ["answer", "answer", "replay", "keep", "keep"]
-    trainee = _Trainee(model, run, None if rank else base)
+    trainee = RemediedTrainee(model, run.loss, run.remedies, None if rank else base)
     found = float(trainee(**collated(rows), num_items_in_batch=None)["loss"].detach())
     plain = AutoModelForCausalLM.from_pretrained(run.generator.name, dtype=torch.float32)
 
@@ -216,7 +217,7 @@ def test_remedies_give_the_same_gradients_in_parts(run):
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)
-    trainee = _Trainee(model, run, None)
+    trainee = RemediedTrainee(model, run.loss, run.remedies, None)
     rows = [_Rows(run, replace(SETTINGS, batch=8), 0)[place] for place in range(8)]
     labels = sum(len(row.answer) for row in rows if row.role == "answer")
     trainee(**collated(rows), num_items_in_batch=labels)["loss"].backward()

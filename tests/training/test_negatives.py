@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from ragkit.errors import DataError, SettingsError
 from ragkit.evaluation.answers import normalize_answer
-from ragkit.training.negatives import Rules, mine
+from ragkit.training.negative_rules import Rules
+from ragkit.training.negatives import mine
 from ragkit.types import Document, Example, Hit, Query
 
 GOLD = Document("gold", "Gallium melts in the hand, at thirty degrees.", "Gallium")

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -555,3 +556,14 @@ def learnt_of(folder, loss, place):
     texts = [document.contents for document in DOCUMENTS]
     vectors = torch.from_numpy(learnt.encode_documents(texts))
     return learnt.model.state_dict() | {"vectors": vectors}
+
+
+def test_a_generators_judgements_are_sharpened_unless_told_otherwise():
+    from ragkit.trainers.retriever_settings import RetrieverSettings, loss_of
+
+    def of(**given):
+        paths = {name: Path("x") for name in ("output", "examples", "index")}
+        return loss_of(RetrieverSettings(**paths, **given), cosine=True).teacher_temperature
+
+    assert of(objective="lsr") == 0.1 and of(objective="kl") == 1.0
+    assert of(objective="lsr", teacher_temperature=2.0) == 2.0

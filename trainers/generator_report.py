@@ -1,0 +1,110 @@
+"""How a run of a generator is told: tables for the terminal, and a model card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ragkit import __version__
+
+from .results import interval
+
+_MEASURES = ("EM", "F1", "cover", "abstained")
+
+
+def tables(results: Mapping[str, Any]) -> list[Any]:
+    """Lay out before and after, and the probes, for the terminal."""
+    from rich.table import Table
+
+    n = results["data"]["dev"]
+    scores = Table(title=f"{n} questions to evaluate on, {len(results['seeds'])} seeds")
+    for title in ("measure", "before", "after", "difference"):
+        scores.add_column(title, justify="left" if title == "measure" else "right")
+    for row in _rows(results):
+        scores.add_row(*row)
+    probes = Table(title="General ability")
+    for title in ("probe", "measure", "before", "change, by seed", "lost by the worst"):
+        probes.add_column(title, justify="left" if title in ("probe", "measure") else "right")
+    for row in _probe_rows(results):
+        probes.add_row(*row)
+    told = (
+        "In brackets: 95 % bootstrap intervals over questions and seeds. The best step and share "
+        "were chosen on these questions: for an unbiased figure, evaluate on others."
+    )
+    return [scores, *([probes] if results["probes"] else []), told]
+
+
+def _rows(results: Mapping[str, Any]) -> list[list[str]]:
+    (changed,) = results["differences"].values()
+    return [
+        [
+            measure,
+            *(interval(results["conditions"][title][measure]) for title in ("before", "after")),
+            interval(changed[measure]),
+        ]
+        for measure in _MEASURES
+    ]
+
+
+def _probe_rows(results: Mapping[str, Any]) -> list[list[str]]:
+    return [
+        [
+            name,
+            of["measure"],
+            interval(of["before"]),
+            " ".join(interval(change) for change in of["changes"]),
+            f"{of['lost']:.3f}",
+        ]
+        for name, of in results["probes"].items()
+    ]
+
+
+def card(results: Mapping[str, Any]) -> str:
+    """Return the model card: what was learnt and how, what it gained, what it forgot."""
+    settings, data = results["settings"], results["data"]
+    what = "all weights" if settings["full"] else f"an adapter (LoRA) of rank {settings['lora']}"
+    probes = ["| probe | measure | before | change, by seed | lost by the worst |"]
+    probes += ["|---|---|---|---|---|"]
+    probes += ["| " + " | ".join(row) + " |" for row in _probe_rows(results)]
+    return CARD.format(
+        what=what,
+        base=settings["base"],
+        base_hash=results["base"]["weights"][:16],
+        prompt=settings["prompt"],
+        train=data["train"],
+        dev=data["dev"],
+        mix=settings["mix"],
+        passages=settings["passages"],
+        loss=settings["loss"],
+        seeds=", ".join(results["seeds"]),
+        share=results["average"]["taken"],
+        table="\n".join("| " + " | ".join(row) + " |" for row in _rows(results)),
+        probes="\n".join(probes) if results["probes"] else "No probe of general ability was run.",
+        version=__version__,
+    )
+
+
+CARD = """# A reader made of {base}
+
+{what} of {base} (weights {base_hash}…), trained to answer from retrieved passages.
+
+- prompt: wording `{prompt}`, by which it is asked from now on; ragkit.json holds it
+- learnt from {train} questions; contexts {mix}, passages {passages}; loss {loss}
+- seeds: {seeds}; this is the one with the best F1 on the {dev} questions evaluated
+- share of what was learnt in the average with the base: {share}
+
+| measure | before | after | difference |
+|---|---|---|---|
+{table}
+
+{probes}
+
+In brackets: 95 % bootstrap intervals over questions and seeds. The best step, seed and share were
+chosen on the same questions: for an unbiased figure, evaluate on others.
+
+```
+ragkit ask "…" --index INDEX --generator THIS_FOLDER
+```
+
+Made by ragkit {version}. `results.json` holds the settings, hashes of the data and the losses.
+"""
