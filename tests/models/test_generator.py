@@ -17,7 +17,7 @@ from ragkit.errors import ModelError, SettingsError
 from ragkit.models import Generator
 from ragkit.models.names import resolve
 from ragkit.models.prefixes import worth_sharing
-from ragkit.models.prompt_ids import PromptEncoder, until_stop
+from ragkit.models.prompt_ids import PromptEncoder, at_stop, until_stop
 from ragkit.prompts import Message, Part, Prompt, build_prompt
 from ragkit.splitting import sentences
 from ragkit.styles import STYLES
@@ -191,9 +191,9 @@ def test_a_plain_answer_may_begin_with_blank_lines(generator):
     blank = generator.tokenizer.encode("\n\n", add_special_tokens=False)
     width = len(generator.encoder.data_ids(start))
     ids = torch.tensor([[*generator.encoder.data_ids(start), *blank]])
-    assert plain._plain_ends(width, ids, None).tolist() == [False]
+    assert at_stop(plain.tokenizer, width, ids, None).tolist() == [False]
     ended = torch.tensor([[*generator.encoder.data_ids(start), *blank, 7042, *blank]])
-    assert plain._plain_ends(width, ended, None).tolist() == [True]
+    assert at_stop(plain.tokenizer, width, ended, None).tolist() == [True]
     assert answer and "\n\n" not in answer
 
 
