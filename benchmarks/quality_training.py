@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from measure import data_folder, same_settings, save
 from ragkit.trainers.__main__ import app as trainer
+from ragkit.trainers.reranker_results import WEIGHTS
 from rich.console import Console
 from rich.table import Table
 
@@ -39,10 +40,10 @@ from ragkit.corpus import (
 from ragkit.evaluation.duplicates import normalize_text
 from ragkit.evaluation.metrics import retrieval_measures, strictly_decreasing
 from ragkit.evaluation.statistics import bootstrap_means, paired_differences
+from ragkit.fusion import interpolated
 from ragkit.models import BiEncoder, CrossEncoder
-from ragkit.rerankers import CrossEncoderReranker
 from ragkit.retrievers import Bm25Retriever, DenseRetriever, HybridRetriever
-from ragkit.types import Qrels, Retriever
+from ragkit.types import Hit, Qrels, Retriever
 
 BASE = "all-MiniLM-L6-v2"
 MEASURES = ("nDCG@10", "recall@10")
@@ -250,16 +251,25 @@ def scored(lists: Any, queries: Sequence[Query], qrels: Qrels) -> dict[str, list
 
 
 def rerankers(part: str, arguments: Any) -> list[dict[str, Any]]:
-    """Train cross-encoders from labels and from utility; rerank 50 hits of the best hybrid."""
+    """Train cross-encoders from labels and from utility; rerank 50 hits of the best hybrid.
+
+    Each is tested alone, and in the sum with the retrieval's scores by a weight chosen on dev.
+    """
     task = Task(arguments.set, arguments.work)
-    test, dev = task.qrels("test", arguments.test), task.qrels("dev", DEV)
-    queries = task.queries(test)
+    judged = {"dev": task.qrels("dev", 50), "test": task.qrels("test", arguments.test)}
+    queries = {split: task.queries(qrels) for split, qrels in judged.items()}
     tuned = task.work / "contrastive"
     encoder = str(tuned) if (tuned / "results.json").exists() else BASE
-    first = searchers(task, encoder, dev)["hybrid"].retrieve(queries, RERANKED)
+    hybrid = searchers(task, encoder, task.qrels("dev", DEV))["hybrid"]
+    first = {split: hybrid.retrieve(asked, RERANKED) for split, asked in queries.items()}
+
+    def measured(split: str, hits: Sequence[Sequence[Hit]]) -> dict[str, list[float]]:
+        return scored(hits, queries[split], judged[split])
+
     systems: dict[str, Values] = {
-        "hybrid": {m: [v] for m, v in scored(first, queries, test).items()}
+        "hybrid": {m: [v] for m, v in measured("test", first["test"]).items()}
     }
+    taken: dict[str, list[float]] = {}
     for objective in arguments.objectives.split(","):
         kind = "answers" if objective == "utility" else "mined"
         folder = task.work / f"reranker-{objective}"
@@ -269,15 +279,49 @@ def rerankers(part: str, arguments: Any) -> list[dict[str, Any]]:
                 "reranker", *task.examples(kind, 50), f"--index={task.kb}", f"--output={folder}",
                 f"--objective={objective}", f"--seeds={arguments.seeds}", *more(arguments),
             )  # fmt: skip
-        of: Values = {measure: [] for measure in MEASURES}
+        alone, fused = f"hybrid, {objective} alone", f"hybrid, {objective}"
+        systems |= {system: {measure: [] for measure in MEASURES} for system in (alone, fused)}
         for name in seeds_of(folder, arguments):
-            reranker = CrossEncoderReranker(CrossEncoder.load(name))
-            values = scored(reranker.rerank(queries, first, RERANKED), queries, test)
-            for measure in MEASURES:
-                of[measure].append(values[measure])
-        systems[f"hybrid, {objective}"] = of
+            model = CrossEncoder.load(name)
+            scores = {split: pair_scores(model, queries[split], first[split]) for split in judged}
+            means = {
+                weight: float(np.mean(
+                    measured("dev", reordered(first["dev"], scores["dev"], weight))["nDCG@10"]
+                ))
+                for weight in WEIGHTS
+            }  # fmt: skip
+            weight = max(means, key=lambda of: means[of])
+            taken.setdefault(objective, []).append(weight)
+            for system, of in ((alone, 1.0), (fused, weight)):
+                found = measured("test", reordered(first["test"], scores["test"], of))
+                for measure in MEASURES:
+                    systems[system][measure].append(found[measure])
     pairs = [("hybrid", name) for name in systems if name != "hybrid"]
-    return [row_of(arguments.set, systems, pairs)]
+    return [row_of(arguments.set, systems, pairs) | {"weights": taken}]
+
+
+def pair_scores(
+    model: CrossEncoder, queries: Sequence[Query], hits: Sequence[Sequence[Hit]]
+) -> list[list[float]]:
+    """Return a cross-encoder's scores of each question's hits."""
+    pairs = [
+        (query.text, hit.document.contents)
+        for query, found in zip(queries, hits, strict=True)
+        for hit in found
+    ]
+    values = iter(model.score(pairs).tolist())
+    return [[next(values) for _ in found] for found in hits]
+
+
+def reordered(
+    hits: Sequence[Sequence[Hit]], scores: Sequence[Sequence[float]], weight: float
+) -> list[list[Hit]]:
+    """Return the hits with the sums of both scores."""
+    found = []
+    for first, own in zip(hits, scores, strict=True):
+        sums = interpolated([hit.score for hit in first], own, weight)
+        found.append([Hit(hit.document, value) for hit, value in zip(first, sums, strict=True)])
+    return found
 
 
 def retention(part: str, arguments: Any) -> list[dict[str, Any]]:

@@ -51,6 +51,8 @@ class RetrievalSettings:
     """Search every vector, even where the index holds an approximate index."""
     reranker: str | None = None
     """A cross-encoder, by folder or name, or `generator`: the generator judges yes or no."""
+    reranker_weight: float = 1.0
+    """The weight of the reranker's scores, 0 to 1; those of the retrieval have the rest."""
     diversity: float = 0.0
     """Prefer hits that differ from one another (maximal marginal relevance), 0 to 1."""
     device: str | None = None
@@ -235,18 +237,20 @@ def _reranker(
     from .rerankers import CrossEncoderReranker, DiversityReranker, GeneratorReranker
 
     reranker: Reranker | None = None
+    if not settings.reranker and settings.reranker_weight != 1:
+        raise SettingsError("--reranker-weight is the weight of a reranker: pass --reranker")
     if settings.reranker == "generator":
         if settings.server is not None:
             raise SettingsError("a generator behind a server cannot judge: it shows no likelihoods")
         judge: Any = generator()
-        reranker = GeneratorReranker(judge)
+        reranker = GeneratorReranker(judge, settings.reranker_weight)
     elif settings.reranker:
         from .models.cross_encoder import CrossEncoder
 
         model = CrossEncoder.load(
             settings.reranker, device=settings.device, precision=settings.precision
         )
-        reranker = CrossEncoderReranker(model)
+        reranker = CrossEncoderReranker(model, settings.reranker_weight)
     return (
         DiversityReranker(index, settings.diversity, reranker) if settings.diversity else reranker
     )

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import IndexStateError, SettingsError
+from .fusion import interpolated, scaled
 from .prompts import TEMPLATE_TOKENS, Prompt, build_prompt
 from .splitting import sentences
 from .styles import PromptStyle
@@ -58,21 +59,32 @@ _JUDGEMENT = PromptStyle(
 
 
 class CrossEncoderReranker:
-    """Reranks by a cross-encoder's score of (query, title and text)."""
+    """Reranks by a cross-encoder's score of (query, title and text).
 
-    def __init__(self, model: PairScorer) -> None:
+    Args:
+        model: scores the pairs.
+        weight: of the model's scores in the sum with those of the retrieval, which have the rest;
+            below 1, both are first scaled to 0…1 over the list (interpolation: Wang et al., 2021,
+            "BERT-based dense retrievers require interpolation with BM25").
+
+    Raises:
+        SettingsError: `weight` lies outside 0…1.
+    """
+
+    def __init__(self, model: PairScorer, weight: float = 1.0) -> None:
         self._model = model
+        self._weight = checked_weight(weight)
 
     def rerank(
         self, queries: Sequence[Query], hits: Sequence[Sequence[Hit]], k: int
     ) -> list[list[Hit]]:
-        """Return the best `k` hits of each query by the model's scores."""
+        """Return the best `k` hits of each query by the model's scores, or the sums."""
         pairs = [
             (query.text, hit.document.contents)
             for query, found in zip(queries, hits, strict=True)
             for hit in found
         ]
-        return _best(hits, self._model.score(pairs), k)
+        return _best(hits, self._model.score(pairs), k, self._weight)
 
 
 class GeneratorReranker:
@@ -81,15 +93,23 @@ class GeneratorReranker:
     The score is log p(yes) - log p(no) of the answer's first token, as in the pointwise relevance
     generation of Liang et al., 2023 (HELM). A passage too long for the generator is cut at a
     sentence's end.
+
+    Args:
+        generator: the judge.
+        weight: as in `CrossEncoderReranker`.
+
+    Raises:
+        SettingsError: `weight` lies outside 0…1.
     """
 
-    def __init__(self, generator: Judge) -> None:
+    def __init__(self, generator: Judge, weight: float = 1.0) -> None:
         self._generator = generator
+        self._weight = checked_weight(weight)
 
     def rerank(
         self, queries: Sequence[Query], hits: Sequence[Sequence[Hit]], k: int
     ) -> list[list[Hit]]:
-        """Return the best `k` hits of each query by the generator's judgement."""
+        """Return the best `k` hits of each query by the generator's judgement, or the sums."""
         prompts = [
             self._judgement(query, hit)
             for query, found in zip(queries, hits, strict=True)
@@ -97,7 +117,7 @@ class GeneratorReranker:
         ]
         options = (("Yes", "yes", " Yes", " yes"), ("No", "no", " No", " no"))
         logprobs = self._generator.first_token_logprobs(prompts, options)
-        return _best(hits, logprobs[:, 0] - logprobs[:, 1], k)
+        return _best(hits, logprobs[:, 0] - logprobs[:, 1], k, self._weight)
 
     def _judgement(self, query: Query, hit: Hit) -> Prompt:
         room = self._generator.window - TEMPLATE_TOKENS
@@ -158,9 +178,7 @@ class DiversityReranker:
     def _choose(self, hits: Sequence[Hit], k: int) -> list[Hit]:
         rows = np.array([self._row(hit) for hit in hits], np.int64)
         vectors = self._store.vectors(rows)
-        scores = np.array([hit.score for hit in hits])
-        span = np.ptp(scores) if len(scores) else 0.0
-        relevance = (scores - scores.min()) / span if span else np.ones(len(scores))
+        relevance = np.array(scaled([hit.score for hit in hits]))
         chosen: list[int] = []
         values: list[float] = []
         nearest = np.zeros(len(hits))
@@ -174,8 +192,25 @@ class DiversityReranker:
         return [Hit(hits[i].document, value) for i, value in zip(chosen, values, strict=True)]
 
 
-def _best(hits: Sequence[Sequence[Hit]], scores: NDArray[np.float32], k: int) -> list[list[Hit]]:
+def checked_weight(weight: float) -> float:
+    """Return a weight that lies in 0…1.
+
+    Raises:
+        SettingsError: it does not.
+    """
+    if not 0 <= weight <= 1:
+        raise SettingsError(f"the reranker's weight must lie in 0…1, not {weight}")
+    return weight
+
+
+def _best(
+    hits: Sequence[Sequence[Hit]], scores: NDArray[np.float32], k: int, weight: float
+) -> list[list[Hit]]:
     """Give the flat scores to the hits and sort; equal scores keep their order."""
     values = iter(scores.tolist())
-    scored = [[Hit(hit.document, next(values)) for hit in found] for found in hits]
-    return [sorted(found, key=lambda hit: -hit.score)[:k] for found in scored]
+    best = []
+    for found in hits:
+        own = interpolated([hit.score for hit in found], [next(values) for _ in found], weight)
+        again = [Hit(hit.document, score) for hit, score in zip(found, own, strict=True)]
+        best.append(sorted(again, key=lambda hit: -hit.score)[:k])
+    return best

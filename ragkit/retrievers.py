@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .artefacts import to_json
 from .errors import IndexStateError, SettingsError
+from .fusion import Fusion, values_of
 from .stores.embeddings import may_search
 from .types import Document, Hit, Query, Retriever, Where
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from .stores.dense import DenseStore
     from .stores.index import Index
 
-Fusion: TypeAlias = Literal["rrf", "weighted"]
 Found: TypeAlias = tuple[Sequence[NDArray[np.int64]], Sequence[NDArray[Any]]]
 
 
@@ -191,15 +191,8 @@ class HybridRetriever:
         scores: dict[str, float] = {}
         documents: dict[str, Document] = {}
         for hits, weight in zip(lists, self._weights, strict=True):
-            for hit, value in zip(hits, self._values(hits), strict=True):
+            for hit, value in zip(hits, values_of(self._fusion, hits), strict=True):
                 documents.setdefault(hit.document.id, hit.document)
                 scores[hit.document.id] = scores.get(hit.document.id, 0.0) + weight * value
         fused = [Hit(documents[id_], score) for id_, score in scores.items()]
         return sorted(fused, key=lambda hit: -hit.score)
-
-    def _values(self, hits: Sequence[Hit]) -> list[float]:
-        if self._fusion == "rrf":
-            return [1 / (60 + rank) for rank in range(1, len(hits) + 1)]
-        low = min((hit.score for hit in hits), default=0.0)
-        span = max((hit.score for hit in hits), default=0.0) - low
-        return [(hit.score - low) / span if span else 1.0 for hit in hits]

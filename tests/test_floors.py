@@ -19,7 +19,7 @@ FLOORS = {
     **dict.fromkeys(
         ("corpus", "parsing", "fields", "extraction", "splitting", "artefacts", "prompts"), 2
     ),
-    **dict.fromkeys(("pipeline", "console", "styles"), 2),
+    **dict.fromkeys(("pipeline", "console", "styles", "fusion"), 2),
     **dict.fromkeys(("stores", "models", "evaluation"), 3),
     **dict.fromkeys(("retrievers", "rerankers", "readers", "training"), 4),
     **dict.fromkeys(("assemble", "langchain"), 5),

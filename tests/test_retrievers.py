@@ -184,6 +184,24 @@ def test_a_cross_encoder_orders_by_its_scores():
     assert pairs(FIRST) == [[("a", 9.0), ("b", 5.0), ("c", 1.0)], [("x", 2.0)]]
 
 
+def test_a_weight_keeps_some_of_the_retrievals_order():
+    """By hand: .4 · reranker + .6 · retrieval, each from 0 to 1 over the list."""
+    scorer = Scorer({"A": 0.5, "B": 2.0, "C": 1.0, "X": -1.0})
+    found = CrossEncoderReranker(scorer, 0.4).rerank(QUERIES, FIRST, 2)
+    assert [[hit.document.id for hit in hits] for hits in found] == [["b", "a"], ["x"]]
+    assert [hit.score for hit in found[0]] == pytest.approx([0.4 + 0.6 * 0.5, 0.6])
+    assert found[1][0].score == pytest.approx(1.0)
+    order = CrossEncoderReranker(scorer, 0).rerank(QUERIES, FIRST, 3)
+    assert [hit.document.id for hit in order[0]] == ["a", "b", "c"]
+    judge = Judge({"A": 0.2, "B": 0.8, "C": 0.2, "X": 0.5})
+    assert pairs(GeneratorReranker(judge, 0.4).rerank(QUERIES, FIRST, 1))[0][0][0] == "b"
+    for wrong in (-0.1, 1.1, math.nan):
+        with pytest.raises(SettingsError, match=f"weight must lie in 0…1, not {wrong}"):
+            CrossEncoderReranker(scorer, wrong)
+        with pytest.raises(SettingsError, match=f"weight must lie in 0…1, not {wrong}"):
+            GeneratorReranker(judge, wrong)
+
+
 class Judge:
     """Says yes to what its table says, and remembers the prompts."""
 

@@ -17,7 +17,7 @@ from ragkit.types import Example, Hit, Progress, Qrels
 from .list_settings import ListSettings, check_lists, loop_of, teacher_temperature
 from .positives import train_and_dev
 from .questions import ranked
-from .reranker_results import card, results_of
+from .reranker_results import advice, card, results_of
 from .results import finish, saving, tables
 from .runs import check_state, each_seed, json_values, own_device, records, training_state
 from .supervision import GeneratorLists, taught
@@ -81,7 +81,7 @@ def reranker(*, settings: RerankerSettings, json: bool = False) -> None:
         results, models = results_of(run, dev, seeds, learnt, shares, progress)
         results |= {"data": data, "settings": values}
     save = {seed: saving(each.model) for seed, each in models.items()}
-    told = [f"{settings.output}: a cross-encoder made of {settings.base}"]
+    told = [f"{settings.output}: a cross-encoder made of {settings.base}", advice(results)]
     finish(settings, state, save, results, card(results), tables(results), told, json=json)
 
 

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from ragkit.training.keeper import History
     from ragkit.training.reranker_runs import Ranked, RerankerRun
 
+MEASURE = "nDCG@10"
+WEIGHTS = tuple(round(tenth / 10, 1) for tenth in range(1, 11))
+"""The weights of a cross-encoder's scores, beside those of the retrieval, that are tried."""
+
 
 def results_of(
     run: RerankerRun,
@@ -29,6 +33,8 @@ def results_of(
 ) -> tuple[dict[str, Any], dict[str, CrossEncoder]]:
     """Rerank the dev questions' hits, and compare with their order as they were retrieved.
 
+    The weight of the cross-encoder's scores in the sum with the retrieval's is swept too.
+
     Args:
         run, dev: what was learnt, and the questions.
         seeds, learnt: the cross-encoder of each seed.
@@ -39,17 +45,39 @@ def results_of(
         the results, and each seed's cross-encoder by its name.
     """
     seconds = []
+    scores: dict[int, list[list[float]]] = {}
 
     def values(model: CrossEncoder) -> Values:
         started = perf_counter()
-        found = dev.values(model, progress)
+        scores[id(model)] = dev.scores(model, progress)
         seconds.append(perf_counter() - started)
-        return found
+        kept.append(model)  # so that no other model gets its id
+        return dev.values(scores[id(model)])
 
+    kept: list[CrossEncoder] = []
     results, models = before_and_after(
-        dev.values(None), values, "nDCG@10", seeds, learnt, shares, run.averaged
+        dev.values(), values, MEASURE, seeds, learnt, shares, run.averaged
     )
-    return results | {"seconds_a_question": fmean(seconds) / len(dev.queries)}, models
+    tried = {
+        weight: fmean(
+            fmean(dev.values(scores[id(model)], weight)[MEASURE]) for model in models.values()
+        )
+        for weight in WEIGHTS
+    }
+    taken = max(tried, key=lambda weight: (tried[weight], weight))
+    weights = {"taken": taken, "tried": {str(weight): value for weight, value in tried.items()}}
+    told = {"weight": weights, "seconds_a_question": fmean(seconds) / len(dev.queries)}
+    return results | told, models
+
+
+def advice(results: Mapping[str, Any]) -> str:
+    """Say which weight in the sum with the retrieval's scores was best on dev."""
+    weight = results["weight"]
+    value = weight["tried"][str(weight["taken"])]
+    return (
+        f"best on dev: --reranker-weight {weight['taken']:g} ({MEASURE} {value:.3f}); the rest is "
+        "that of the retrieval's scores"
+    )
 
 
 def card(results: Mapping[str, Any]) -> str:
@@ -63,6 +91,8 @@ def card(results: Mapping[str, Any]) -> str:
         depth=settings["depth"],
         seeds=", ".join(results["seeds"]),
         share=results["average"]["taken"],
+        advice=advice(results),
+        weight=results["weight"]["taken"],
         table=table_of(results),
         version=__version__,
     )
@@ -79,11 +109,13 @@ On {dev} dev questions, their best {depth} hits as they were retrieved and reran
 
 {table}
 
+{advice}.
+
 In brackets: 95 % bootstrap intervals over questions and seeds. The best step and seed were chosen
 on the same questions: for an unbiased figure, evaluate on others.
 
 ```
-ragkit search "…" --index INDEX --reranker THIS_FOLDER
+ragkit search "…" --index INDEX --reranker THIS_FOLDER --reranker-weight {weight:g}
 ```
 
 Made by ragkit {version}. `results.json` holds the settings, hashes of the data and the losses.

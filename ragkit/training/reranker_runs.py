@@ -22,6 +22,7 @@ from sentence_transformers.cross_encoder.losses import (
 from transformers import AutoModelForSequenceClassification
 
 from ..errors import ModelError, SettingsError
+from ..fusion import interpolated
 from ..models.cross_encoder import CrossEncoder
 from ..models.names import resolve
 from ..models.precision import without_bars
@@ -47,26 +48,37 @@ class Ranked:
     hits: Sequence[Sequence[Hit]]
     qrels: Qrels
 
-    def values(self, model: CrossEncoder | None, progress: Progress = quiet) -> Values:
+    def scores(self, model: CrossEncoder, progress: Progress = quiet) -> list[list[float]]:
+        """Return a model's scores of each question's hits."""
+        pairs = [
+            (query.text, hit.document.contents)
+            for query, hits in zip(self.queries, self.hits, strict=True)
+            for hit in hits
+        ]
+        progress("rerank", 0, len(pairs))
+        values = iter(model.score(pairs).tolist())
+        progress("rerank", len(pairs), len(pairs))
+        return [[next(values) for _ in hits] for hits in self.hits]
+
+    def values(
+        self, scores: Sequence[Sequence[float]] | None = None, weight: float = 1.0
+    ) -> Values:
         """Score the hits' order, or that by a model's scores: measure -> one value a question.
 
         A retriever's part of the relevant documents that lie deeper than the hits is lost to any
         reranker: recall of the hits bounds what it can reach.
+
+        Args:
+            scores: one a hit of each question.
+            weight: theirs in the sum with those of the retrieval (`fusion.interpolated`).
         """
-        found = [[hit.score for hit in hits] for hits in self.hits]
-        if model is not None:
-            pairs = [
-                (query.text, hit.document.contents)
-                for query, hits in zip(self.queries, self.hits, strict=True)
-                for hit in hits
-            ]
-            progress("rerank", 0, len(pairs))
-            values = iter(model.score(pairs).tolist())
-            progress("rerank", len(pairs), len(pairs))
-            found = [[next(values) for _ in hits] for hits in self.hits]
+        found: list[Sequence[float]] = [[hit.score for hit in hits] for hits in self.hits]
+        if scores is not None:
+            pairs = zip(found, scores, strict=True)
+            found = [interpolated(own, given, weight) for own, given in pairs]
         run: Run = {}
-        for query, hits, scores in zip(self.queries, self.hits, found, strict=True):
-            order = sorted(zip(hits, scores, strict=True), key=lambda pair: -pair[1])
+        for query, hits, own in zip(self.queries, self.hits, found, strict=True):
+            order = sorted(zip(hits, own, strict=True), key=lambda pair: -pair[1])
             run[query.id] = {hit.document.id: score for hit, score in order}
         parents = parents_of(hit.document for hits in self.hits for hit in hits)
         return measured(run, parents, self.qrels, (1, 5))
@@ -232,7 +244,7 @@ class RerankerRun:
             was = learner.model.training
             learner.model.eval()
             try:
-                values = self.dev.values(learner)
+                values = self.dev.values(self.dev.scores(learner))
             finally:
                 learner.model.train(was)
             return -float(np.mean(values["nDCG@10"]))

@@ -281,6 +281,11 @@ def test_a_reranker_is_learnt_from_labels_or_from_utility(
     assert results["seconds_a_question"] > 0
     assert set(results["measures"]["after"]) >= {"nDCG@10", "MRR@10", "recall@5"}
     assert results["average"]["taken"] == 1 and list(results["average"]["tried"]) == ["1.0"]
+    weight = results["weight"]
+    assert list(map(float, weight["tried"])) == pytest.approx([n / 10 for n in range(1, 11)])
+    assert weight["tried"]["1.0"] == pytest.approx(results["measures"]["after"]["nDCG@10"]["mean"])
+    assert weight["tried"][str(weight["taken"])] == max(weight["tried"].values())
+    assert f"--reranker-weight {weight['taken']:g}" in (place / "out" / "README.md").read_text()
     model = CrossEncoder.load("out", device="cpu", precision="fp32")
     plain = sentence_transformers.CrossEncoder("out", device="cpu")
     pairs = [("when does tin melt?", "tin melts at 90."), ("tin", "lead")]
