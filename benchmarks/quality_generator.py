@@ -52,7 +52,7 @@ BASE = "SmolLM2-135M-Instruct"
 AS_IS, MIXED = "retrieved:1", "gold:.4,retrieved:.3,distractors:.2,none:.1"
 PARTS: dict[str, dict[str, Any]] = {
     "base": {},
-    "tokens": {"tokens": 50, "on": None},
+    "tokens": {"tokens": 50, "on": None, "steps": 150},
     "as-is": {"mix": AS_IS},
     "mixed": {"mix": MIXED},
     "both": {"tokens": 50, "on": "as-is"},
@@ -81,6 +81,7 @@ def main() -> None:
     parser.add_argument(
         "--contexts", default=f"none,retrieved,gold,gold+distractors,wrong,{UNANSWERABLE}"
     )
+    parser.add_argument("--others", type=int, default=150, help="dev questions of other contexts")
     parser.add_argument("--unanswerable", type=int, default=100, help="questions of nq_wiki")
     parser.add_argument("--probes", type=int, default=100, help="items of each general probe")
     parser.add_argument("--max-new-tokens", type=int, default=16)
@@ -126,7 +127,11 @@ Asked = dict[str, tuple[Sequence[Example], Sequence[Sequence[Hit]]]]
 
 
 def contexts_of(dev: Retrieved, arguments: Any) -> Asked:
-    """Return the questions and passages of each context, of the questions that have all."""
+    """Return the questions and passages of each context.
+
+    All dev questions are asked with what was retrieved, the first of those that have every context
+    with the others too.
+    """
     folder, keep = data_folder() / "squad", arguments.passages
     qrels = read_qrels(folder / "qrels" / "dev.tsv")
     documents = {d.id: d for d in read_documents([folder / "corpus.jsonl.gz"])}
@@ -147,8 +152,12 @@ def contexts_of(dev: Retrieved, arguments: Any) -> Asked:
         )  # fmt: skip
         if found.keys() == set(names):
             built.append((example, found))
-    examples = [example for example, _ in built]
-    asked: Asked = {name: (examples, [found[name] for _, found in built]) for name in names}
+    some = built[: arguments.others]
+    asked: Asked = {
+        name: ([e for e, _ in some], [found[name] for _, found in some]) for name in names
+    }
+    if "retrieved" in names:
+        asked["retrieved"] = dev.examples, [hits[:keep] for hits in dev.hits]
     if UNANSWERABLE in arguments.contexts.split(","):
         asked[UNANSWERABLE] = unanswerable(arguments)
     return asked
@@ -192,20 +201,24 @@ def learnt(
     style = style_of(part)
     reader = GeneratorReader(base, style=style, context_tokens=1024)
     cut = len(train.examples) - 48
-    parts = [
+    learning, choosing = (
         Retrieved(train.examples[of], train.hits[of], judged())
         for of in (slice(cut), slice(cut, None))
-    ]
+    )
     shown = (1, arguments.passages)
     if "tokens" in way:
+        arguments = argparse.Namespace(**vars(arguments))
+        arguments.steps = way.get("steps", arguments.steps)
         cache = PrefixCache(base.model, int(arguments.prefix_cache * 1e9))
-        tokens = TokenRun(base, style, reader.prompt, "middle", way["tokens"], *parts, shown, cache)
+        tokens = TokenRun(
+            base, style, reader.prompt, "middle", way["tokens"], learning, choosing, shown, cache
+        )
         folder, history = learn(tokens, part, seed, RATES["tokens"], arguments, progress)
         plugged = VirtualTokens.load(folder)
         return Generator(base.model, base.tokenizer, base.name, virtual_tokens=plugged), history
     loss, smoothing = LOSSES[way.get("loss", "cross-entropy")], Smoothing()
     run = GeneratorRun(
-        base, style, reader.prompt, *parts, Mix.parse(way.get("mix", AS_IS)), shown,
+        base, style, reader.prompt, learning, choosing, Mix.parse(way.get("mix", AS_IS)), shown,
         loss=lambda logits, labels, count: loss(logits, labels, count, smoothing),
         remedies=remedies(way),
     )  # fmt: skip
