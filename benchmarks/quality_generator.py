@@ -14,7 +14,6 @@ before and after, on items and on passages of a set that nothing was learnt from
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +25,7 @@ from quality_tokens import learn, settings_of, tasks
 from rich.console import Console
 
 from ragkit import Example, Index
-from ragkit.artefacts import write_json
+from ragkit.artefacts import read_json, write_json
 from ragkit.console import progress_bars
 from ragkit.corpus import read_documents, read_qrels, read_questions
 from ragkit.evaluation.contexts import build_contexts
@@ -52,7 +51,7 @@ BASE = "SmolLM2-135M-Instruct"
 AS_IS, MIXED = "retrieved:1", "gold:.4,retrieved:.3,distractors:.2,none:.1"
 PARTS: dict[str, dict[str, Any]] = {
     "base": {},
-    "tokens": {"tokens": 50, "on": None, "steps": 150},
+    "tokens": {"tokens": 50, "steps": 150, "evaluations": 10},
     "as-is": {"mix": AS_IS},
     "mixed": {"mix": MIXED},
     "both": {"tokens": 50, "on": "as-is"},
@@ -208,7 +207,8 @@ def learnt(
     shown = (1, arguments.passages)
     if "tokens" in way:
         arguments = argparse.Namespace(**vars(arguments))
-        arguments.steps = way.get("steps", arguments.steps)
+        for name in ("steps", "evaluations"):
+            setattr(arguments, name, way.get(name, getattr(arguments, name)))
         cache = PrefixCache(base.model, int(arguments.prefix_cache * 1e9))
         tokens = TokenRun(
             base, style, reader.prompt, "middle", way["tokens"], learning, choosing, shown, cache
@@ -261,8 +261,8 @@ def said(
             told = [Condition(context, prompts, [model.virtual_tokens])]
             longest = arguments.max_new_tokens
             of = answered(model, told, max_new_tokens=longest, progress=progress)
-            write_json(path, of[context][0])
-        found[context] = json.loads(path.read_text(encoding="utf-8"))
+            write_json(path, {"texts": of[context][0]})
+        found[context] = read_json(path)["texts"]
     return found
 
 
