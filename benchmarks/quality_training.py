@@ -253,7 +253,7 @@ def scored(lists: Any, queries: Sequence[Query], qrels: Qrels) -> dict[str, list
 def rerankers(part: str, arguments: Any) -> list[dict[str, Any]]:
     """Train cross-encoders from labels and from utility; rerank 50 hits of the best hybrid.
 
-    Each is tested alone, and in the sum with the retrieval's scores by a weight chosen on dev.
+    They start from the encoder that was learnt, if one was. Each is tested alone, and in the sum with the retrieval's scores by a weight chosen on dev.
     """
     task = Task(arguments.set, arguments.work)
     judged = {"dev": task.qrels("dev", 50), "test": task.qrels("test", arguments.test)}
@@ -276,8 +276,9 @@ def rerankers(part: str, arguments: Any) -> list[dict[str, Any]]:
         same_settings(task.work / f"reranker-{objective}.settings", used(arguments))
         if not (folder / "results.json").exists():
             call(
-                "reranker", *task.examples(kind, 50), f"--index={task.kb}", f"--output={folder}",
-                f"--objective={objective}", f"--seeds={arguments.seeds}", *more(arguments),
+                "reranker", *task.examples(kind, 50), f"--index={task.kb}", f"--base={encoder}",
+                f"--output={folder}", f"--objective={objective}", f"--seeds={arguments.seeds}",
+                *more(arguments),
             )  # fmt: skip
         alone, fused = f"hybrid, {objective} alone", f"hybrid, {objective}"
         systems |= {system: {measure: [] for measure in MEASURES} for system in (alone, fused)}
