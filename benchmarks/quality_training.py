@@ -253,7 +253,8 @@ def scored(lists: Any, queries: Sequence[Query], qrels: Qrels) -> dict[str, list
 def rerankers(part: str, arguments: Any) -> list[dict[str, Any]]:
     """Train cross-encoders from labels and from utility; rerank 50 hits of the best hybrid.
 
-    They start from the encoder that was learnt, if one was. Each is tested alone, and in the sum with the retrieval's scores by a weight chosen on dev.
+    They start from the encoder that was learnt, if one was. Each is tested alone, and in the sum
+    with the retrieval's scores by a weight chosen on dev.
     """
     task = Task(arguments.set, arguments.work)
     judged = {"dev": task.qrels("dev", 50), "test": task.qrels("test", arguments.test)}
