@@ -19,6 +19,7 @@ USES = {
     "teacher": {"margin-mse", "kl"},
     "teacher_temperature": {"kl", "lsr"},
     "direction": {"kl", "lsr"},
+    "in_batch": {"kl", "lsr"},
     "generator": {"lsr"},
     "retriever": {"lsr"},
     "passages": {"lsr"},
@@ -55,6 +56,9 @@ class RetrieverSettings(ListSettings):
     inner products."""
     direction: Literal["forward", "reverse"] = "forward"
     """KL of the teacher from the retriever, or the reverse."""
+    in_batch: bool = False
+    """Tell the documents that a teacher or the generator judged from those of a batch's other
+    questions too."""
     matryoshka: str = ""
     """Learn vectors that can be cut to these components too, such as 384,192,96."""
     lora: int = 0
@@ -99,5 +103,6 @@ def loss_of(settings: RetrieverSettings, *, cosine: bool) -> LossSettings:
         (0.05 if cosine else 1.0) if settings.temperature is None else settings.temperature,
         teacher_temperature(settings, by_generator=settings.objective == "lsr"),
         settings.direction,
+        settings.in_batch,
         tuple(sizes),
     )

@@ -34,6 +34,8 @@ class LossSettings:
             scores is LSR (REPLUG, Shi et al. 2023, arXiv 2301.12652).
         temperature: of the scores.
         teacher_temperature: of the teacher's distribution.
+        in_batch: whether `kl` tells a question's list from the batch's other documents too: its P
+            is over all of them, and the teacher's Q is 0 outside the list.
         direction: of KL: `forward` is KL(Q || P), as in RA-DIT (Lin et al. 2023, arXiv 2310.01352),
             `reverse` KL(P || Q), as in REPLUG.
         dimensions: the loss is summed over whole vectors and vectors cut to so many components, as
@@ -44,6 +46,7 @@ class LossSettings:
     temperature: float = 0.05
     teacher_temperature: float = 1.0
     direction: Direction = "forward"
+    in_batch: bool = False
     dimensions: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -64,6 +67,10 @@ class LossSettings:
             raise SettingsError(
                 f"temperatures {self.temperature} and {self.teacher_temperature}, dimensions "
                 f"{self.dimensions}: expected numbers above 0"
+            )
+        if self.in_batch and (self.objective, self.direction) != ("kl", "forward"):
+            raise SettingsError(
+                "other documents of a batch, which a teacher gives 0, are for kl and lsr, forward"
             )
 
 
@@ -144,21 +151,39 @@ class RetrieverLoss(torch.nn.Module):
         if self.settings.objective == "margin-mse":
             return _margin_mse(scores, labels["scores"], there)
         teacher = labels["scores"] / self.settings.teacher_temperature
-        return _divergence(scores, teacher, there, self.settings.direction)
+        beside = self._beside(queries, documents, labels) if self.settings.in_batch else None
+        return _divergence(scores, teacher, there, self.settings.direction, beside)
+
+    def _beside(
+        self, queries: torch.Tensor, documents: torch.Tensor, labels: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """Return log Σ exp(score) of each row's negatives outside of its list, [rows, 1]."""
+        lists = labels["lists"]
+        own = labels["ids"][lists.clamp(min=0)].masked_fill(lists < 0, -1)
+        documents, ids = _gathered(documents, labels["ids"])
+        held = torch.cat([own, labels["positives"]], dim=1)
+        inside = (held[:, :, None] == ids[None, None, :]).any(dim=1)
+        scores = queries @ documents.T / self.settings.temperature
+        scores = scores.masked_fill(inside | _repeated(ids), torch.finfo(scores.dtype).min)
+        return scores.logsumexp(dim=1, keepdim=True)
 
     def _contrastive(
         self, queries: torch.Tensor, documents: torch.Tensor, labels: dict[str, torch.Tensor]
     ) -> torch.Tensor:
         targets = labels["ids"][labels["lists"][:, 0]]  # numbers, which all processes share
         documents, ids = _gathered(documents, labels["ids"])
-        first = (ids[:, None] == ids[None, :]).int().argmax(dim=1)
-        repeated = first != torch.arange(len(ids), device=ids.device)
         target = (targets[:, None] == ids[None, :]).int().argmax(dim=1)
         relevant = (labels["positives"][:, :, None] == ids[None, None, :]).any(dim=1)
         relevant[torch.arange(len(target), device=ids.device), target] = False
         scores = queries @ documents.T / self.settings.temperature
-        scores = scores.masked_fill(relevant | repeated[None, :], -torch.inf)
+        scores = scores.masked_fill(relevant | _repeated(ids), -torch.inf)
         return functional.cross_entropy(scores, target)
+
+
+def _repeated(ids: torch.Tensor) -> torch.Tensor:
+    """Tell which documents stand further to the left already, [documents]."""
+    first = (ids[:, None] == ids[None, :]).int().argmax(dim=1)
+    return first != torch.arange(len(ids), device=ids.device)
 
 
 def _margin_mse(scores: torch.Tensor, teacher: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
@@ -169,11 +194,20 @@ def _margin_mse(scores: torch.Tensor, teacher: torch.Tensor, there: torch.Tensor
 
 
 def _divergence(
-    scores: torch.Tensor, teacher: torch.Tensor, there: torch.Tensor, direction: Direction
+    scores: torch.Tensor,
+    teacher: torch.Tensor,
+    there: torch.Tensor,
+    direction: Direction,
+    beside: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Return the mean KL divergence between softmax(scores) and softmax(teacher), [rows, list]."""
+    """Return the mean KL divergence between softmax(scores) and softmax(teacher), [rows, list].
+
+    `beside`, [rows, 1], is log Σ exp of the scores of documents that the teacher gives 0.
+    """
     lowest = torch.finfo(scores.dtype).min
-    ours = scores.masked_fill(~there, lowest).log_softmax(dim=1)
+    given = scores.masked_fill(~there, lowest)
+    whole = given if beside is None else torch.cat([given, beside], dim=1)
+    ours = given - whole.logsumexp(dim=1, keepdim=True)
     its = teacher.masked_fill(~there, lowest).log_softmax(dim=1)
     to, of = (ours, its) if direction == "forward" else (its, ours)
     terms = (of.exp() * (of - to)).masked_fill(~there, 0.0)

@@ -153,10 +153,11 @@ def test_margins_and_divergences_are_those_of_the_formulas():
         drawn(3, 1, 2, scores=(2.0, -1.0, 0.5)),
         drawn(1, 3, scores=(0.3, 0.1)),
         DrawnList("q", (2, 3, 1), (), (-40.0, -1.0, -1.5)),
+        drawn(5, 4, positives=(5, 2), scores=(1.0, -1.0)),
     ]
     ids, labels = labels_of(rows)
     random = torch.Generator().manual_seed(1)
-    queries, documents = torch.randn(3, 8, generator=random), torch.randn(3, 8, generator=random)
+    queries, documents = (torch.randn(n, 8, generator=random) for n in (4, 5))
     scores = {
         (i, number): float(queries[i] @ documents[ids.index(number)]) / 0.5
         for i, row in enumerate(rows)
@@ -168,7 +169,8 @@ def test_margins_and_divergences_are_those_of_the_formulas():
         of = RetrieverLoss(torch.nn.Identity(), settings, cosine=False)
         return float(of.loss(queries, documents, labels))
 
-    margins, forward, reverse = [], [], []
+    every = (queries @ documents.T).numpy() / 0.5
+    margins, forward, reverse, among = [], [], [], []
     for i, row in enumerate(rows):
         ours = np.array([scores[i, number] for number in row.documents])
         its = np.array(row.scores)
@@ -176,9 +178,15 @@ def test_margins_and_divergences_are_those_of_the_formulas():
         p, q = (np.exp(of) / np.exp(of).sum() for of in (ours, its / 0.8))
         forward.append((q * np.log(q / p)).sum())
         reverse.append((p * np.log(p / q)).sum())
+        held = {*row.documents, *row.positives}
+        beside = [every[i, place] for place, number in enumerate(ids) if number not in held]
+        p = np.exp(ours) / (np.exp(ours).sum() + np.exp(beside).sum())
+        among.append((q * np.log(q / p)).sum())
     assert loss(objective="margin-mse") == pytest.approx(np.mean(margins), rel=1e-5)
     assert loss(objective="kl") == pytest.approx(np.mean(forward), rel=1e-5)
     assert loss(objective="kl", direction="reverse") == pytest.approx(np.mean(reverse), rel=1e-5)
+    assert loss(objective="kl", in_batch=True) == pytest.approx(np.mean(among), rel=1e-5)
+    assert np.mean(among) > np.mean(forward) + 0.1
 
 
 def test_matryoshka_sums_the_losses_of_cut_vectors():
@@ -321,6 +329,7 @@ def test_together_questions_of_a_document_are_neighbours():
     [
         {"objective": "best"}, {"direction": "sideways"}, {"temperature": 0.0},
         {"teacher_temperature": -1.0}, {"dimensions": (0,)}, {"temperature": math.nan},
+        {"in_batch": True}, {"objective": "kl", "direction": "reverse", "in_batch": True},
     ],
 )  # fmt: skip
 def test_losses_that_cannot_be_are_refused(options):
@@ -512,7 +521,12 @@ def test_without_qrels_the_answers_tell(tiny_encoder, index):
         DevSearch(index, [Example(Query("q", "?"))], {})
 
 
-LOSSES = (LossSettings(), LossSettings("margin-mse", temperature=1.0), LossSettings("kl"))
+LOSSES = (
+    LossSettings(),
+    LossSettings("margin-mse", temperature=1.0),
+    LossSettings("kl"),
+    LossSettings("kl", in_batch=True),
+)
 
 
 def test_two_processes_learn_what_one_does(tiny_encoder_folder, tmp_path, on_two_processes):
@@ -530,9 +544,9 @@ def learnt_with_all(folder, place):
     """The weights after some steps with each loss."""
     place.mkdir(exist_ok=True)
     return {
-        f"{loss.objective}.{name}": tensor
-        for loss in LOSSES
-        for name, tensor in learnt_of(folder, loss, place / loss.objective).items()
+        f"{number}.{name}": tensor
+        for number, loss in enumerate(LOSSES)
+        for name, tensor in learnt_of(folder, loss, place / str(number)).items()
     }
 
 
