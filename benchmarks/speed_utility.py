@@ -72,17 +72,18 @@ def main() -> None:
     qrels = read_qrels(folder / "qrels" / "train.tsv")
     asked = [e for e in read_questions(folder / "queries.jsonl.gz") if e.query.id in qrels]
     found = retrieved(folder, asked, arguments.passages)
-    rows = []
     for name in arguments.draws.split(","):
         lists = DRAWS[name](asked, found, qrels, arguments)
         examples, hits = [asked[i] for i in lists], list(lists.values())
         row, labels = measure(reader, examples, hits, arguments.rounds)
         row = {"draw": name} | shared(hits, found) | row
-        rows.append(row if name == "passages" else row | ranked(examples, hits, labels, qrels))
-        Console().print(rows[-1])
-    if not arguments.no_save:
-        settings = vars(arguments) | {"precision": "fp32", "threads": torch.get_num_threads()}
-        save("training/utility", rows, settings | {"model": generator.name, "corpus": folder.name})
+        if name != "passages":
+            row |= ranked(examples, hits, labels, qrels)
+        Console().print(row)
+        if not arguments.no_save:
+            settings = vars(arguments) | {"precision": "fp32", "threads": torch.get_num_threads()}
+            settings |= {"model": generator.name, "corpus": folder.name}
+            save(f"training/utility-{name}", [row], settings)
 
 
 def retrieved(folder: Path, examples: Sequence[Example], k: int) -> list[list[Hit]]:
