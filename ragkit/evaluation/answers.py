@@ -145,6 +145,19 @@ def cover_match(text: str, golds: Sequence[str]) -> float:
     return _best(text, golds, _covers)
 
 
+def telling(answers: Sequence[str]) -> list[str]:
+    """Return the answers whose place in a text tells that it answers.
+
+    Left out are yes, no and single letters or digits, which most texts hold by chance.
+    """
+    return [
+        answer
+        for answer in answers
+        if (words := normalize_answer(answer)) not in ("yes", "no")
+        and not (len(words) == 1 and words.isascii())
+    ]
+
+
 def rouge_l(text: str, golds: Sequence[str]) -> float:
     """Return the F-measure of the longest common subsequence of words, for the best gold.
 

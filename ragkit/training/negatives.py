@@ -12,7 +12,7 @@ from random import Random
 from typing import Any, TypeAlias
 
 from ..errors import DataError, SettingsError
-from ..evaluation.answers import cover_match
+from ..evaluation.answers import cover_match, telling
 from ..evaluation.duplicates import normalize_text, shingles
 from ..splitting import parent_of
 from ..types import Document, Example, Hit, Qrels
@@ -239,7 +239,7 @@ class _Search:
             return "duplicate"
         if self._rules.allow_answers:
             return None
-        return "answer" if cover_match(document.contents, self.asked.answers) else None
+        return "answer" if cover_match(document.contents, telling(self.asked.answers)) else None
 
 
 def _score(asked: Sequence[tuple[_Search, Sequence[_Candidate]]], score: Score) -> None:

@@ -7,7 +7,7 @@ from itertools import islice
 from random import Random
 from typing import Literal, TypeAlias, get_args
 
-from ..evaluation.answers import cover_match
+from ..evaluation.answers import cover_match, telling
 from ..types import Document, Example, Hit
 from .negative_rules import Rules
 from .negatives import Relevant
@@ -41,6 +41,7 @@ class Passages:
 
     def __init__(self, example: Example, hits: Sequence[Hit], grades: Mapping[str, int]) -> None:
         self.answers = [answer for answer in example.answers if answer.strip()]
+        self._telling = telling(self.answers)
         self.hits = hits
         self._negatives = example.negatives
         gold = list(example.positives)
@@ -62,8 +63,8 @@ class Passages:
         return document.id in self._ids or document.text in self._texts
 
     def holds(self, document: Document) -> bool:
-        """Tell whether a document holds an answer."""
-        return bool(cover_match(document.contents, self.answers))
+        """Tell whether a document holds an answer of those whose place tells something."""
+        return bool(cover_match(document.contents, self._telling))
 
     def has(self, kind: ContextKind) -> bool:
         """Tell whether a context of a kind can be made."""
@@ -75,8 +76,11 @@ class Passages:
         """Yield each distractor once, in random order, looking at no more than are taken.
 
         They are among the example's negatives; where none of those can be one, among the hits.
-        None is relevant, nearly the same as a gold passage, or holds an answer.
+        None is relevant, nearly the same as a gold passage, or holds an answer. There is none where
+        nothing tells what is relevant: no judgement, and no answer whose place would.
         """
+        if not self.known and not self._telling:
+            return
         for source in (self._negatives, [hit.document for hit in self.hits]):
             seen: set[str] = set()
             for document in own.sample(source, len(source)):

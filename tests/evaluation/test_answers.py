@@ -15,6 +15,7 @@ from ragkit.evaluation.answers import (
     exact_match,
     normalize_answer,
     rouge_l,
+    telling,
     token_f1,
 )
 
@@ -77,6 +78,11 @@ def test_answer_scores(text, golds, exact, f1, cover):
     assert exact_match(text, golds) == exact
     assert token_f1(text, golds) == pytest.approx(f1)
     assert cover_match(text, golds) == cover
+
+
+def test_answers_that_most_texts_hold_are_not_telling():
+    answers = ["No.", "YES", "7", "a b", "an x", "水", "no one", "17", "…", "Oslo"]
+    assert telling(answers) == ["水", "no one", "17", "…", "Oslo"]
 
 
 def test_f1_takes_the_best_gold_and_not_a_mixture():

@@ -434,3 +434,23 @@ def test_questions_that_nothing_can_be_drawn_of_are_named():
 def test_numbers_that_leave_nothing_to_draw_are_refused(settings, message):
     with pytest.raises(SettingsError, match=message):
         drawn(**settings)
+
+
+def test_an_answer_that_most_texts_hold_tells_nothing_of_them():
+    """No, yes and single digits stand anywhere: they make no passage gold, and keep none away."""
+    texts = [
+        Document(f"s{n}", f"{text} There is no doubt of these 3.") for n, text in enumerate(FILLER)
+    ]
+    for answer in ("No", "3", "yes."):
+        given = replace(EXAMPLES[0], answers=(answer,), negatives=tuple(texts))
+        for draw in one("distractors", given):
+            assert len(draw.hits) == 3 and draw.target() == ABSTENTION
+        for draw in one("retrieved", given, hits(*texts)):
+            assert not draw.holding and draw.target() == ABSTENTION
+        unknown = replace(given, positives=())
+        assert all(
+            draw.kind == "none"
+            for draw in list(drawn("distractors:.9,none:.1", [unknown], [()], steps=20))
+        )
+    told = replace(EXAMPLES[0], answers=("No", "rusts"), negatives=tuple(texts))
+    assert all("s2" not in ids(draw) for draw in one("distractors", told, passages=(7, 7)))

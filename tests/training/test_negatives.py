@@ -75,6 +75,15 @@ def test_each_filter_takes_what_it_is_for_and_nothing_else(reason, document, wit
         assert kept == ["lead", document.id, "brie"]
 
 
+def test_answers_that_most_texts_hold_keep_no_negative_away():
+    texts = [
+        Document("no", "There is no doubt of these 3."),
+        Document("odd", "Some say it is odd."),
+    ]
+    for answers, kept in ((("No", "3"), ["no", "odd"]), (("no", "odd"), ["no"])):
+        assert mined(hits(*texts), replace(EXAMPLE, answers=answers))[0] == kept
+
+
 def test_a_text_that_differs_in_case_and_punctuation_alone_is_always_a_duplicate():
     found = hits(Document("same", GOLD.text.upper().replace(",", " -")), *plain("lead"))
     assert mined(found, allow_answers=True, similarity=1.0)[0] == ["lead"]
