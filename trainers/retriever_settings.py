@@ -56,9 +56,9 @@ class RetrieverSettings(ListSettings):
     inner products."""
     direction: Literal["forward", "reverse"] = "forward"
     """KL of the teacher from the retriever, or the reverse."""
-    in_batch: bool = False
+    in_batch: bool | None = None
     """Tell the documents that a teacher or the generator judged from those of a batch's other
-    questions too."""
+    questions too; if not given lsr does, unless the KL is reverse."""
     matryoshka: str = ""
     """Learn vectors that can be cut to these components too, such as 384,192,96."""
     lora: int = 0
@@ -97,12 +97,15 @@ def loss_of(settings: RetrieverSettings, *, cosine: bool) -> LossSettings:
     from ragkit.training.retriever_loss import LossSettings
 
     named: dict[str, Any] = {"lsr": "kl", "query-adapter": "contrastive"}
+    in_batch = settings.in_batch
+    if in_batch is None:
+        in_batch = settings.objective == "lsr" and settings.direction == "forward"
     sizes = whole_numbers(settings.matryoshka, "--matryoshka") if settings.matryoshka else []
     return LossSettings(
         named.get(settings.objective, settings.objective),
         (0.05 if cosine else 1.0) if settings.temperature is None else settings.temperature,
         teacher_temperature(settings, by_generator=settings.objective == "lsr"),
         settings.direction,
-        settings.in_batch,
+        in_batch,
         tuple(sizes),
     )

@@ -572,12 +572,18 @@ def learnt_of(folder, loss, place):
     return learnt.model.state_dict() | {"vectors": vectors}
 
 
-def test_a_generators_judgements_are_sharpened_unless_told_otherwise():
+def test_a_generators_judgements_are_sharpened_and_told_apart_unless_told_otherwise():
     from ragkit.trainers.retriever_settings import RetrieverSettings, loss_of
 
     def of(**given):
         paths = {name: Path("x") for name in ("output", "examples", "index")}
-        return loss_of(RetrieverSettings(**paths, **given), cosine=True).teacher_temperature
+        return loss_of(RetrieverSettings(**paths, **given), cosine=True)
 
-    assert of(objective="lsr") == 0.1 and of(objective="kl") == 1.0
-    assert of(objective="lsr", teacher_temperature=2.0) == 2.0
+    lsr, kl = of(objective="lsr"), of(objective="kl")
+    assert (lsr.teacher_temperature, kl.teacher_temperature) == (0.1, 1.0)
+    assert of(objective="lsr", teacher_temperature=2.0).teacher_temperature == 2.0
+    assert lsr.in_batch and not kl.in_batch and of(objective="kl", in_batch=True).in_batch
+    assert not of(objective="lsr", in_batch=False).in_batch
+    assert not of(objective="lsr", direction="reverse").in_batch
+    with pytest.raises(SettingsError, match="forward"):
+        of(objective="lsr", direction="reverse", in_batch=True)
