@@ -36,7 +36,7 @@ def tables(results: Mapping[str, Any]) -> list[Any]:
 
 def _rows(results: Mapping[str, Any]) -> list[list[str]]:
     (changed,) = results["differences"].values()
-    return [
+    rows = [
         [
             measure,
             *(interval(results["conditions"][title][measure]) for title in ("before", "after")),
@@ -44,6 +44,13 @@ def _rows(results: Mapping[str, Any]) -> list[list[str]]:
         ]
         for measure in _MEASURES
     ]
+    cited = results["citations"]
+    for measure in cited.get("after", {}):
+        ends = (cited[title].get(measure) for title in ("before", "after"))
+        rows.append(
+            [measure, *("nothing cited" if of is None else interval(of) for of in ends), ""]
+        )
+    return rows
 
 
 def _probe_rows(results: Mapping[str, Any]) -> list[list[str]]:

@@ -97,6 +97,12 @@ def outcome_of(
         "best_seed": str(checked.seeds[place]),
         "settings": json_values(settings),
         "mix": _drawn(run, settings),
+        "citations": {
+            title: cited(run, checked, texts)
+            for title, texts in (("before", [before]), ("after", best.answers))
+        }
+        if settings.citations
+        else {},
         "examples": [
             {
                 "question": example.query.text,
@@ -108,6 +114,43 @@ def outcome_of(
         ],
     }
     return Outcome(results, best.folders, told[taken]["forgetting"], told[taken]["worst"])
+
+
+def cited(run: GeneratorRun, checked: Checked, answers: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """Estimate precision and recall of the citations in answers, texts [seeds, questions].
+
+    As `evaluation.answers.citation_measures` has them, of the dev questions whose gold passages are
+    known. What has nothing to count is left out.
+    """
+    from ragkit.evaluation.answers import citation_measures
+    from ragkit.evaluation.statistics import bootstrap_ratio
+    from ragkit.prompts import citations
+    from ragkit.training.passages import Passages
+
+    sums: dict[str, list[tuple[int, int]]] = {}
+    for place, (example, hits) in enumerate(zip(run.dev.examples, run.dev.hits, strict=True)):
+        known = Passages(example, hits, run.dev.judged.get(example.query.id, {}))
+        if not known.known:
+            continue
+        given = hits[: checked.passages[1]]
+        seen = [given[number].document for number in run.prompt(example.query, given).shown]
+        gold = {each.id for each in (*known.gold, *filter(known.is_gold, seen))}
+        of_seeds = [
+            citation_measures(
+                [seen[number].id for number in citations(texts[place], len(seen))],
+                gold,
+                [document.id for document in seen],
+            )
+            for texts in answers
+        ]
+        for name in of_seeds[0]:
+            right, counted = zip(*(of[name] for of in of_seeds), strict=True)
+            sums.setdefault(name, []).append((sum(right), sum(counted)))
+    return {
+        name: asdict(bootstrap_ratio(*zip(*of, strict=True)))
+        for name, of in sums.items()
+        if any(counted for _, counted in of)
+    }
 
 
 def _drawn(run: GeneratorRun, settings: GeneratorSettings) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 from ragkit.trainers.__main__ import app
-from ragkit.trainers.generator_results import forgotten
+from ragkit.trainers.generator_results import cited, forgotten
+from ragkit.trainers.generator_settings import Checked
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -323,6 +324,8 @@ def test_the_program_writes_an_adapter_results_and_a_card(place, tiny_folder, ca
     assert list(results["conditions"]) == ["before", "after"]
     tried = results["average"]["tried"]
     assert set(tried) == {"0.25", "0.5", "0.75", "1.0"}
+    assert "citation recall" in results["citations"]["after"]
+    assert "| citation recall | " in (out / "README.md").read_text()
     assert results["probes"]["probe"]["measure"] == "accuracy"
     assert sum(results["mix"]["kinds"].values()) == results["data"]["train"] == 6
     assert {path.name for path in out.iterdir()} >= {
@@ -419,6 +422,22 @@ def test_where_nothing_helps_the_target_abstains(run):
     draws = run.draws(SETTINGS)
     prompt = run.prompt(run.train.examples[draws[0].example].query, draws[0].hits)
     assert draws[0].target(prompt) == ABSTENTION
+
+
+def test_citations_are_counted_over_questions_and_seeds(run):
+    """By hand: tin and lead are shown; 3 of 7 citations are gold, 3 of 4 gold ones are cited."""
+    checked = Checked(seeds=[0, 1], shares=[1.0], mix=run.mix, passages=(1, 2))
+    answers = [
+        ["232 [1]", "327 [1][2]", "419 [1]", "1538"],
+        ["232", "327 [2], [7]", "419 [2]", "1538 [1]"],
+    ]
+    found = cited(run, checked, answers)
+    assert found["citation precision"]["mean"] == pytest.approx(3 / 7)
+    assert found["citation recall"]["mean"] == pytest.approx(3 / 4)
+    assert list(cited(run, checked, [["232"] * 4])) == ["citation recall"]
+    bare = [replace(example, positives=()) for example in run.dev.examples]
+    run.dev = Retrieved(bare, run.dev.hits)
+    assert cited(run, checked, answers) == {}
 
 
 def test_a_question_that_does_not_fit_is_named(run):
