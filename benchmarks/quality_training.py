@@ -318,11 +318,12 @@ def pair_scores(
 def reordered(
     hits: Sequence[Sequence[Hit]], scores: Sequence[Sequence[float]], weight: float
 ) -> list[list[Hit]]:
-    """Return the hits with the sums of both scores."""
+    """Return the hits in the order of the sums of both scores."""
     found = []
     for first, own in zip(hits, scores, strict=True):
         sums = interpolated([hit.score for hit in first], own, weight)
-        found.append([Hit(hit.document, value) for hit, value in zip(first, sums, strict=True)])
+        again = [Hit(hit.document, value) for hit, value in zip(first, sums, strict=True)]
+        found.append(sorted(again, key=lambda hit: -hit.score))
     return found
 
 
