@@ -25,7 +25,7 @@ from quality_tokens import learn, settings_of, tasks
 from rich.console import Console
 
 from ragkit import Example, Index
-from ragkit.artefacts import read_json, write_json
+from ragkit.artefacts import fingerprint, read_json, write_json
 from ragkit.console import progress_bars
 from ragkit.corpus import read_documents, read_qrels, read_questions
 from ragkit.evaluation.contexts import build_contexts
@@ -111,7 +111,7 @@ def main() -> None:
                 }
                 found.append((told, changes, history))
             texts[part] = {context: [told[context] for told, _, _ in found] for context in asked}
-            row = {"part": part, "contexts": measured(asked, texts[part])}
+            row = {"part": part, "way": PARTS[part], "contexts": measured(asked, texts[part])}
             row |= {"probes": [c for _, c, _ in found], "training": [h for *_, h in found]}
             Console(width=120).print(row)
             rows.append(row)
@@ -255,7 +255,11 @@ def said(
     reader = GeneratorReader(model, style=style_of(part), context_tokens=1024)
     found = {}
     for context, (examples, hits) in asked.items():
-        path = folder / f"{context}-{len(examples)}.json"
+        shown = [
+            (e.query.id, [hit.document.id for hit in of])
+            for e, of in zip(examples, hits, strict=True)
+        ]
+        path = folder / f"{context}-{len(examples)}-{fingerprint(shown)[:8]}.json"
         if not path.exists():
             prompts = [reader.prompt(e.query, of) for e, of in zip(examples, hits, strict=True)]
             told = [Condition(context, prompts, [model.virtual_tokens])]

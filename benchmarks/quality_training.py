@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from measure import data_folder, same_settings, save
 from ragkit.trainers.__main__ import app as trainer
-from ragkit.trainers.reranker_results import WEIGHTS
+from ragkit.trainers.reranker_results import WEIGHTS, best_weight
 from rich.console import Console
 from rich.table import Table
 
@@ -43,6 +43,7 @@ from ragkit.evaluation.statistics import bootstrap_means, paired_differences
 from ragkit.fusion import interpolated
 from ragkit.models import BiEncoder, CrossEncoder
 from ragkit.retrievers import Bm25Retriever, DenseRetriever, HybridRetriever
+from ragkit.training.reranker_runs import Ranked
 from ragkit.types import Hit, Qrels, Retriever
 
 BASE = "all-MiniLM-L6-v2"
@@ -253,8 +254,9 @@ def scored(lists: Any, queries: Sequence[Query], qrels: Qrels) -> dict[str, list
 def rerankers(part: str, arguments: Any) -> list[dict[str, Any]]:
     """Train cross-encoders from labels and from utility; rerank 50 hits of the best hybrid.
 
-    They start from the encoder that was learnt, if one was. Each is tested alone, and in the sum
-    with the retrieval's scores by a weight chosen on dev.
+    They start from the encoder that was learnt, if one was, but for those of utility, which learn
+    from answers alone. Each is tested alone, and in the sum with the retrieval's scores by a weight
+    chosen on dev.
     """
     task = Task(arguments.set, arguments.work)
     judged = {"dev": task.qrels("dev", 50), "test": task.qrels("test", arguments.test)}
@@ -272,12 +274,13 @@ def rerankers(part: str, arguments: Any) -> list[dict[str, Any]]:
     }
     taken: dict[str, list[float]] = {}
     for objective in arguments.objectives.split(","):
-        kind = "answers" if objective == "utility" else "mined"
+        kind, base = ("answers", BASE) if objective == "utility" else ("mined", encoder)
         folder = task.work / f"reranker-{objective}"
-        same_settings(task.work / f"reranker-{objective}.settings", used(arguments))
+        settings = used(arguments) | {"base": Path(base).name}
+        same_settings(task.work / f"reranker-{objective}.settings", settings)
         if not (folder / "results.json").exists():
             call(
-                "reranker", *task.examples(kind, 50), f"--index={task.kb}", f"--base={encoder}",
+                "reranker", *task.examples(kind, 50), f"--index={task.kb}", f"--base={base}",
                 f"--output={folder}", f"--objective={objective}", f"--seeds={arguments.seeds}",
                 *more(arguments),
             )  # fmt: skip
@@ -285,34 +288,24 @@ def rerankers(part: str, arguments: Any) -> list[dict[str, Any]]:
         systems |= {system: {measure: [] for measure in MEASURES} for system in (alone, fused)}
         for name in seeds_of(folder, arguments):
             model = CrossEncoder.load(name)
-            scores = {split: pair_scores(model, queries[split], first[split]) for split in judged}
+            scores = {
+                split: Ranked(queries[split], first[split], judged[split]).scores(model)
+                for split in judged
+            }
             means = {
                 weight: float(np.mean(
                     measured("dev", reordered(first["dev"], scores["dev"], weight))["nDCG@10"]
                 ))
                 for weight in WEIGHTS
             }  # fmt: skip
-            weight = max(means, key=lambda of: means[of])
+            weight = best_weight(means)
             taken.setdefault(objective, []).append(weight)
             for system, of in ((alone, 1.0), (fused, weight)):
                 found = measured("test", reordered(first["test"], scores["test"], of))
                 for measure in MEASURES:
                     systems[system][measure].append(found[measure])
     pairs = [("hybrid", name) for name in systems if name != "hybrid"]
-    return [row_of(arguments.set, systems, pairs) | {"weights": taken}]
-
-
-def pair_scores(
-    model: CrossEncoder, queries: Sequence[Query], hits: Sequence[Sequence[Hit]]
-) -> list[list[float]]:
-    """Return a cross-encoder's scores of each question's hits."""
-    pairs = [
-        (query.text, hit.document.contents)
-        for query, found in zip(queries, hits, strict=True)
-        for hit in found
-    ]
-    values = iter(model.score(pairs).tolist())
-    return [[next(values) for _ in found] for found in hits]
+    return [row_of(arguments.set, systems, pairs) | {"weights": taken, "depth": RERANKED}]
 
 
 def reordered(

@@ -140,6 +140,8 @@ def assemble(
         raise SettingsError(f"depth must be at least 1, not {settings.depth}")
     if isinstance(settings, PipelineSettings) and settings.keep < 0:
         raise SettingsError(f"keep must be at least 0, not {settings.keep}")
+    if not 0 <= (weight := settings.reranker_weight) <= 1 or (weight < 1 and not settings.reranker):
+        raise SettingsError(f"reranker_weight {weight}: 0 to 1, and of a reranker: pass --reranker")
     index = index or open_index(settings)
     settings = resolved(settings, index)
     load = cache(partial(load_generator, settings))
@@ -237,8 +239,6 @@ def _reranker(
     from .rerankers import CrossEncoderReranker, DiversityReranker, GeneratorReranker
 
     reranker: Reranker | None = None
-    if not settings.reranker and settings.reranker_weight != 1:
-        raise SettingsError("--reranker-weight is the weight of a reranker: pass --reranker")
     if settings.reranker == "generator":
         if settings.server is not None:
             raise SettingsError("a generator behind a server cannot judge: it shows no likelihoods")
@@ -251,9 +251,9 @@ def _reranker(
             settings.reranker, device=settings.device, precision=settings.precision
         )
         reranker = CrossEncoderReranker(model, settings.reranker_weight)
-    return (
-        DiversityReranker(index, settings.diversity, reranker) if settings.diversity else reranker
-    )
+    if settings.diversity:
+        return DiversityReranker(index, settings.diversity, reranker)
+    return reranker
 
 
 def _reader(settings: PipelineSettings, generator: TextGenerator, progress: Progress2) -> Reader:

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from ragkit.assemble import RetrievalSettings, assemble
 from ragkit.errors import IndexStateError, SettingsError
 from ragkit.rerankers import CrossEncoderReranker, DiversityReranker, GeneratorReranker
 from ragkit.retrievers import Bm25Retriever, DenseRetriever, HybridRetriever
@@ -194,12 +195,34 @@ def test_a_weight_keeps_some_of_the_retrievals_order():
     order = CrossEncoderReranker(scorer, 0).rerank(QUERIES, FIRST, 3)
     assert [hit.document.id for hit in order[0]] == ["a", "b", "c"]
     judge = Judge({"A": 0.2, "B": 0.8, "C": 0.2, "X": 0.5})
-    assert pairs(GeneratorReranker(judge, 0.4).rerank(QUERIES, FIRST, 1))[0][0][0] == "b"
+    first = [pairs(GeneratorReranker(judge, w).rerank(QUERIES, FIRST, 1))[0] for w in (1, 0.2)]
+    assert first[0][0][0] == "b" and first[1] == [("a", pytest.approx(0.8))]
     for wrong in (-0.1, 1.1, math.nan):
         with pytest.raises(SettingsError, match=f"weight must lie in 0…1, not {wrong}"):
             CrossEncoderReranker(scorer, wrong)
         with pytest.raises(SettingsError, match=f"weight must lie in 0…1, not {wrong}"):
             GeneratorReranker(judge, wrong)
+
+
+def test_settings_weigh_the_reranker(tmp_path, monkeypatch):
+    index = Index.build(
+        tmp_path / "kb", [Document("a", "tin"), Document("b", "tin can")], stores=["bm25"]
+    )
+    monkeypatch.setattr(
+        "ragkit.models.cross_encoder.CrossEncoder.load", lambda *_, **__: Scorer({"t": 1.0})
+    )
+    monkeypatch.setattr("ragkit.assemble.load_generator", lambda *_, **__: Judge({"t": 0.5}))
+
+    def found(**given):
+        settings = RetrievalSettings(index=tmp_path / "kb", **given)
+        return assemble(settings, index).retrieve([Query("q", "tin")])[0]
+
+    for name in ("x", "generator"):
+        assert [hit.score for hit in found(reranker=name, reranker_weight=0.5)] == [1.0, 0.5]
+        assert len({hit.score for hit in found(reranker=name)}) == 1
+    for given in ({"reranker_weight": 0.5}, {"reranker": "x", "reranker_weight": 2.0}):
+        with pytest.raises(SettingsError, match="reranker_weight"):
+            found(**given)
 
 
 class Judge:

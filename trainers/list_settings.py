@@ -51,7 +51,7 @@ class ListSettings(TrainingSettings):
     passages: int = 8
     """Hits of a question that the generator judges."""
     teacher_temperature: float | None = None
-    """What scores are divided by: if not given 1 for a teacher's, 0.1 for a generator's, in nats a
+    """What scores are divided by: if not given 1 for a teacher's, 0.03 for a generator's, in nats a
     token of the answer."""
     average: str = "1"
     """The share of what was learnt in the average with the base: above 0, up to 1; or sweep, which
@@ -106,7 +106,7 @@ def teacher_temperature(settings: ListSettings, *, by_generator: bool) -> float:
     that learns to tell nothing apart.
     """
     if settings.teacher_temperature is None:
-        return 0.1 if by_generator else 1.0
+        return 0.03 if by_generator else 1.0
     return settings.teacher_temperature
 
 

@@ -19,8 +19,13 @@ if TYPE_CHECKING:
     from ragkit.training.reranker_runs import Ranked, RerankerRun
 
 MEASURE = "nDCG@10"
-WEIGHTS = tuple(round(tenth / 10, 1) for tenth in range(1, 11))
+WEIGHTS = tuple(round(tenth / 10, 1) for tenth in range(11))
 """The weights of a cross-encoder's scores, beside those of the retrieval, that are tried."""
+
+
+def best_weight(means: Mapping[float, float]) -> float:
+    """Return the weight with the greatest mean; of equal ones, that of the retrieval's order."""
+    return min(means, key=lambda weight: (-means[weight], weight))
 
 
 def results_of(
@@ -44,39 +49,45 @@ def results_of(
     Returns:
         the results, and each seed's cross-encoder by its name.
     """
-    seconds = []
-    scores: dict[int, list[list[float]]] = {}
+    seconds: list[float] = []
+    scores: list[list[list[float]]] = []  # of each model that is tried: [questions, hits]
 
     def values(model: CrossEncoder) -> Values:
         started = perf_counter()
-        scores[id(model)] = dev.scores(model, progress)
+        scores.append(dev.scores(model, progress))
         seconds.append(perf_counter() - started)
-        kept.append(model)  # so that no other model gets its id
-        return dev.values(scores[id(model)])
+        return dev.values(scores[-1])
 
-    kept: list[CrossEncoder] = []
     results, models = before_and_after(
         dev.values(), values, MEASURE, seeds, learnt, shares, run.averaged
     )
+    first = list(shares).index(results["average"]["taken"]) * len(learnt)
     tried = {
         weight: fmean(
-            fmean(dev.values(scores[id(model)], weight)[MEASURE]) for model in models.values()
+            fmean(dev.values(of, weight)[MEASURE]) for of in scores[first : first + len(learnt)]
         )
         for weight in WEIGHTS
     }
-    taken = max(tried, key=lambda weight: (tried[weight], weight))
-    weights = {"taken": taken, "tried": {str(weight): value for weight, value in tried.items()}}
+    weights = {
+        "taken": best_weight(tried),
+        "tried": {str(weight): value for weight, value in tried.items()},
+    }
     told = {"weight": weights, "seconds_a_question": fmean(seconds) / len(dev.queries)}
     return results | told, models
 
 
 def advice(results: Mapping[str, Any]) -> str:
     """Say which weight in the sum with the retrieval's scores was best on dev."""
-    weight = results["weight"]
-    value = weight["tried"][str(weight["taken"])]
+    weight, depth = results["weight"], results["settings"]["depth"]
+    taken, value = weight["taken"], weight["tried"][str(weight["taken"])]
+    if taken == 0:
+        return (
+            f"on dev no weight of it beats the order of the retrieval ({MEASURE} {value:.3f}): it "
+            "has learnt too little to be of use"
+        )
     return (
-        f"best on dev: --reranker-weight {weight['taken']:g} ({MEASURE} {value:.3f}); the rest is "
-        "that of the retrieval's scores"
+        f"best on dev: --reranker-weight {taken:g} --depth {depth} ({MEASURE} {value:.3f}); the "
+        "retrieval's scores have the rest"
     )
 
 
@@ -92,7 +103,7 @@ def card(results: Mapping[str, Any]) -> str:
         seeds=", ".join(results["seeds"]),
         share=results["average"]["taken"],
         advice=advice(results),
-        weight=results["weight"]["taken"],
+        options=f"--reranker-weight {results['weight']['taken']:g} --depth {settings['depth']}",
         table=table_of(results),
         version=__version__,
     )
@@ -111,11 +122,11 @@ On {dev} dev questions, their best {depth} hits as they were retrieved and reran
 
 {advice}.
 
-In brackets: 95 % bootstrap intervals over questions and seeds. The best step and seed were chosen
-on the same questions: for an unbiased figure, evaluate on others.
+In brackets: 95 % bootstrap intervals over questions and seeds. The best step, seed and weight
+were chosen on the same questions: for an unbiased figure, evaluate on others.
 
 ```
-ragkit search "…" --index INDEX --reranker THIS_FOLDER --reranker-weight {weight:g}
+ragkit search "…" --index INDEX --reranker THIS_FOLDER {options}
 ```
 
 Made by ragkit {version}. `results.json` holds the settings, hashes of the data and the losses.

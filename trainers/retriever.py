@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,7 +65,7 @@ def retriever(*, settings: RetrieverSettings, json: bool = False) -> None:
         if not processes(made.run.encoder.model.device).is_main_process:
             return
         results, encoders = results_of(made.run, made.dev, seeds, learnt, shares, progress)
-        results |= {"data": made.data, "settings": values}
+        results |= {"data": made.data, "settings": values, "loss": asdict(made.run.loss)}
         results["base"] |= {"unchanged": base["weights"] == _weights(made.run.encoder)}
     save = {seed: saving(with_prompts(encoder)) for seed, encoder in encoders.items()}
     told = [f"{settings.output}: an encoder made of {settings.base}"]
@@ -216,7 +216,7 @@ def _learn(
     if made.lists is not None and settings.relist_every is not None:
         anew = made.lists.anew(settings.relist_every, folder, both=not settings.fixed)
         run = replace(run, questions=anew)
-    rate = 1e-3 if settings.adapter else 2e-5 if settings.objective == "lsr" else 1e-4
+    rate = 1e-3 if settings.adapter else 3e-5 if settings.objective == "lsr" else 1e-4
     loop = loop_of(settings, len(made.train), seed, rate)
     learnt, history = run.learn(loop, folder, progress=progress)
     if settings.fixed and learnt.describe()["base"] != run.encoder.describe()["fingerprint"]:

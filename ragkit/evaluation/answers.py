@@ -148,14 +148,18 @@ def cover_match(text: str, golds: Sequence[str]) -> float:
 def telling(answers: Sequence[str]) -> list[str]:
     """Return the answers whose place in a text tells that it answers.
 
-    Left out are yes, no and single letters or digits, which most texts hold by chance.
+    Left out are yes, no, articles, and single letters, digits and marks, which most texts hold by
+    chance. Evaluation counts all answers; what tells passages apart in training counts these.
     """
-    return [
-        answer
-        for answer in answers
-        if (words := normalize_answer(answer)) not in ("yes", "no")
-        and not (len(words) == 1 and words.isascii())
-    ]
+
+    def tells(answer: str) -> bool:
+        words = normalize_answer(answer) or answer.lower().strip(
+            string.punctuation + string.whitespace
+        )
+        common = words in ("yes", "no", "a", "an", "the")
+        return not (common or (len(words) < 2 and words.isascii()))
+
+    return [answer for answer in answers if tells(answer)]
 
 
 def rouge_l(text: str, golds: Sequence[str]) -> float:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..artefacts import to_json
 from ..errors import DataError
-from ..evaluation.answers import cover_match
+from ..evaluation.answers import cover_match, telling
 from ..evaluation.metrics import judged_run, retrieval_measures, strictly_decreasing
 from ..models.bi_encoder import BiEncoder
 from ..splitting import parent_of
@@ -60,9 +60,12 @@ class DevSearch:
         if self.qrels:
             self.examples = [e for e in self.examples if e.query.id in self.qrels]
         else:
-            self.examples = [e for e in self.examples if e.answers]
+            self.examples = [e for e in self.examples if telling(e.answers)]
         if not self.examples:
-            raise DataError("the questions to evaluate on have neither qrels nor answers")
+            raise DataError(
+                "the questions to evaluate on have neither qrels nor answers, other than yes and "
+                "no, that could be looked for"
+            )
         self.rows: NDArray[np.int64] = np.arange(len(self.index))
 
     @property
@@ -155,7 +158,7 @@ class DevSearch:
     def _answer_rank(self, example: Example, found: Mapping[str, float]) -> float:
         documents, rows = self.index.documents, self.index.documents.rows
         for rank, name in enumerate(list(found)[:10], 1):
-            if cover_match(documents[rows[name]].contents, example.answers):
+            if cover_match(documents[rows[name]].contents, telling(example.answers)):
                 return 1 / rank
         return 0.0
 

@@ -16,7 +16,7 @@ from random import Random
 from typing import Any, Self
 
 from ..errors import DataError, SettingsError
-from ..evaluation.answers import cover_match
+from ..evaluation.answers import cover_match, telling
 from ..prompts import Prompt
 from ..styles import ABSTENTION
 from ..types import Document, Example, Hit, Qrels
@@ -138,7 +138,8 @@ class ContextDraw:
         place = prompt.shown[-1]
         whole = self.hits[place].document
         part = replace(whole, text=whole.text[: prompt.cut])
-        held, holds = (cover_match(each.contents, self.answers) for each in (whole, part))
+        answers = telling(self.answers)
+        held, holds = (cover_match(each.contents, answers) for each in (whole, part))
         return place if held and not holds else None
 
 
@@ -225,7 +226,7 @@ class ContextDraws(Sequence[ContextDraw]):
         abstains = kind in ("gold", "distractors")
         if kind == "retrieved":
             chosen = self._abstain_retrieved
-            abstains = question.known if chosen is None else chosen
+            abstains = question.tells and (question.known if chosen is None else chosen)
         told = answer, tuple(question.answers), self._citations, abstains
         return ContextDraw(example, wanted, kind, count, tuple(hits), gold, holding, *told)
 

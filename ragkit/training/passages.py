@@ -36,6 +36,8 @@ class Passages:
         answers: the answers.
         hits: what was retrieved.
         known: whether it is known what is relevant.
+        tells: whether anything tells that a passage is not: what is known, or an answer whose place
+            would.
         gold: the gold passages, texts once each.
     """
 
@@ -46,6 +48,7 @@ class Passages:
         self._negatives = example.negatives
         gold = list(example.positives)
         self.known = bool(gold) or any(grade > 0 for grade in grades.values())
+        self.tells = self.known or bool(self._telling)
         if not gold:
             judged = Relevant((), grades)
             found = [hit.document for hit in hits if hit.document in judged]
@@ -77,9 +80,9 @@ class Passages:
 
         They are among the example's negatives; where none of those can be one, among the hits.
         None is relevant, nearly the same as a gold passage, or holds an answer. There is none where
-        nothing tells what is relevant: no judgement, and no answer whose place would.
+        nothing tells what is relevant.
         """
-        if not self.known and not self._telling:
+        if not self.tells:
             return
         for source in (self._negatives, [hit.document for hit in self.hits]):
             seen: set[str] = set()

@@ -35,7 +35,8 @@ class LossSettings:
         temperature: of the scores.
         teacher_temperature: of the teacher's distribution.
         in_batch: whether `kl` tells a question's list from the batch's other documents too: its P
-            is over all of them, and the teacher's Q is 0 outside the list.
+            is over all of them, and the teacher's Q is 0 outside the list. A document that would
+            help and was not listed is then taken for one that does not.
         direction: of KL: `forward` is KL(Q || P), as in RA-DIT (Lin et al. 2023, arXiv 2310.01352),
             `reverse` KL(P || Q), as in REPLUG.
         dimensions: the loss is summed over whole vectors and vectors cut to so many components, as
@@ -70,7 +71,8 @@ class LossSettings:
             )
         if self.in_batch and (self.objective, self.direction) != ("kl", "forward"):
             raise SettingsError(
-                "other documents of a batch, which a teacher gives 0, are for kl and lsr, forward"
+                "in_batch goes with kl or lsr, and with the direction forward alone: the reverse "
+                "KL to a teacher that gives 0 is infinite"
             )
 
 

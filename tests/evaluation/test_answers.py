@@ -82,6 +82,7 @@ def test_answer_scores(text, golds, exact, f1, cover):
 
 def test_answers_that_most_texts_hold_are_not_telling():
     answers = ["No.", "YES", "7", "a b", "an x", "水", "no one", "17", "…", "Oslo"]
+    answers += ["A", "the", "The.", "-", " ! ", ""]
     assert telling(answers) == ["水", "no one", "17", "…", "Oslo"]
 
 

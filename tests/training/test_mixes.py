@@ -452,5 +452,10 @@ def test_an_answer_that_most_texts_hold_tells_nothing_of_them():
             draw.kind == "none"
             for draw in list(drawn("distractors:.9,none:.1", [unknown], [()], steps=20))
         )
+        for draw in one("retrieved", unknown, hits(*texts), abstain_retrieved=True):
+            assert draw.target() == answer
+        gold = Document("g", "It melts. Yes, there is no doubt of these 3.")
+        cut = one("gold", replace(given, positives=(gold,)), passages=(1, 1))[0]
+        assert cut.target(Prompt((), (0,), cut=5)) == answer
     told = replace(EXAMPLES[0], answers=("No", "rusts"), negatives=tuple(texts))
     assert all("s2" not in ids(draw) for draw in one("distractors", told, passages=(7, 7)))

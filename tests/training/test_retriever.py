@@ -580,7 +580,7 @@ def test_a_generators_judgements_are_sharpened_and_told_apart_unless_told_otherw
         return loss_of(RetrieverSettings(**paths, **given), cosine=True)
 
     lsr, kl = of(objective="lsr"), of(objective="kl")
-    assert (lsr.teacher_temperature, kl.teacher_temperature) == (0.1, 1.0)
+    assert (lsr.teacher_temperature, kl.teacher_temperature) == (0.03, 1.0)
     assert of(objective="lsr", teacher_temperature=2.0).teacher_temperature == 2.0
     assert lsr.in_batch and not kl.in_batch and of(objective="kl", in_batch=True).in_batch
     assert not of(objective="lsr", in_batch=False).in_batch

@@ -282,10 +282,12 @@ def test_a_reranker_is_learnt_from_labels_or_from_utility(
     assert set(results["measures"]["after"]) >= {"nDCG@10", "MRR@10", "recall@5"}
     assert results["average"]["taken"] == 1 and list(results["average"]["tried"]) == ["1.0"]
     weight = results["weight"]
-    assert list(map(float, weight["tried"])) == pytest.approx([n / 10 for n in range(1, 11)])
+    assert list(map(float, weight["tried"])) == pytest.approx([n / 10 for n in range(11)])
+    assert weight["tried"]["0.0"] == pytest.approx(results["measures"]["before"]["nDCG@10"]["mean"])
     assert weight["tried"]["1.0"] == pytest.approx(results["measures"]["after"]["nDCG@10"]["mean"])
     assert weight["tried"][str(weight["taken"])] == max(weight["tried"].values())
-    assert f"--reranker-weight {weight['taken']:g}" in (place / "out" / "README.md").read_text()
+    told = f"--reranker-weight {weight['taken']:g} --depth 5\n"
+    assert told in (place / "out" / "README.md").read_text()
     model = CrossEncoder.load("out", device="cpu", precision="fp32")
     plain = sentence_transformers.CrossEncoder("out", device="cpu")
     pairs = [("when does tin melt?", "tin melts at 90."), ("tin", "lead")]
@@ -365,6 +367,8 @@ def test_the_average_is_swept_on_dev(place, tiny_encoder_folder, what, capsys):
     best = average["tried"][str(average["taken"])]
     assert best == max(average["tried"].values())
     assert after[results["measure"]]["mean"] == pytest.approx(best)
+    if what == "reranker":  # the weight is of the models at that share
+        assert results["weight"]["tried"]["1.0"] == pytest.approx(best)
     told = f"share of the learnt weights: {average['taken']}\n"
     assert told in (place / "out" / "README.md").read_text()
     options = (*options, "--average=0.5", "--replace")
@@ -378,6 +382,7 @@ BAD = [
     (("--objective=lsr", "--teacher=x"), "no use for --teacher"),
     (("--relist-every=3",), "no use for --relist-every"),
     (("--direction=reverse",), "no use for --direction"),
+    (("--objective=lsr", "--direction=reverse", "--in-batch"), "the direction forward alone"),
     (("--learning-rate=0",), "learning rate 0"),
     (("--warmup=2",), "warm-up 2"),
     (("--objective=lsr", "--retriever=bm25", "--relist-every=2"), "BM25 finds the same"),
