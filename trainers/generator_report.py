@@ -7,31 +7,18 @@ from typing import Any
 
 from ragkit import __version__
 
-from .results import interval
+from .results import interval, laid_out, scores_table, told_of_scores
 
 _MEASURES = ("EM", "F1", "cover", "abstained")
 
 
 def tables(results: Mapping[str, Any]) -> list[Any]:
     """Lay out before and after, and the probes, for the terminal."""
-    from rich.table import Table
-
-    n = results["data"]["dev"]
-    scores = Table(title=f"{n} questions to evaluate on, {len(results['seeds'])} seeds")
-    for title in ("measure", "before", "after", "difference"):
-        scores.add_column(title, justify="left" if title == "measure" else "right")
-    for row in _rows(results):
-        scores.add_row(*row)
-    probes = Table(title="General ability")
-    for title in ("probe", "measure", "before", "change, by seed", "lost by the worst"):
-        probes.add_column(title, justify="left" if title in ("probe", "measure") else "right")
-    for row in _probe_rows(results):
-        probes.add_row(*row)
-    told = (
-        "In brackets: 95 % bootstrap intervals over questions and seeds. The best step and share "
-        "were chosen on these questions: for an unbiased figure, evaluate on others."
-    )
-    return [scores, *([probes] if results["probes"] else []), told]
+    heads = ("probe", "measure", "before", "change, by seed", "lost by the worst")
+    shown = [scores_table(results, _rows(results))]
+    if results["probes"]:
+        shown.append(laid_out("General ability", heads, _probe_rows(results), names=2))
+    return [*shown, told_of_scores("step and share were")]
 
 
 def _rows(results: Mapping[str, Any]) -> list[list[str]]:

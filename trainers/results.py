@@ -156,19 +156,35 @@ def saving(model: Any) -> Callable[[Path], None]:
 
 def tables(results: Mapping[str, Any]) -> list[Any]:
     """Lay out before and after for the terminal."""
+    return [scores_table(results, _rows(results)), told_of_scores("step was")]
+
+
+def scores_table(results: Mapping[str, Any], rows: Sequence[Sequence[str]]) -> Any:
+    """Return a table of rows: a measure, before, after, and their difference."""
+    title = f"{results['data']['dev']} questions to evaluate on, {len(results['seeds'])} seeds"
+    return laid_out(title, ("measure", "before", "after", "difference"), rows)
+
+
+def laid_out(
+    title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], names: int = 1
+) -> Any:
+    """Return a table whose first columns, so many, are names, and the others figures."""
     from rich.table import Table
 
-    n = results["data"]["dev"]
-    table = Table(title=f"{n} questions to evaluate on, {len(results['seeds'])} seeds")
-    for title in ("measure", "before", "after", "difference"):
-        table.add_column(title, justify="left" if title == "measure" else "right")
-    for row in _rows(results):
+    table = Table(title=title)
+    for place, head in enumerate(heads):
+        table.add_column(head, justify="left" if place < names else "right")
+    for row in rows:
         table.add_row(*row)
-    told = (
-        "In brackets: 95 % bootstrap intervals over questions and seeds. The best step was chosen "
+    return table
+
+
+def told_of_scores(chosen: str) -> str:
+    """Say what brackets hold, and what was chosen on the questions: `step was`."""
+    return (
+        f"In brackets: 95 % bootstrap intervals over questions and seeds. The best {chosen} chosen "
         "on these questions: for an unbiased figure, evaluate on others."
     )
-    return [table, told]
 
 
 def _rows(results: Mapping[str, Any]) -> list[list[str]]:

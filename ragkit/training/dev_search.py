@@ -157,8 +157,9 @@ class DevSearch:
 
     def _answer_rank(self, example: Example, found: Mapping[str, float]) -> float:
         documents, rows = self.index.documents, self.index.documents.rows
+        answers = telling(example.answers)
         for rank, name in enumerate(list(found)[:10], 1):
-            if cover_match(documents[rows[name]].contents, telling(example.answers)):
+            if cover_match(documents[rows[name]].contents, answers):
                 return 1 / rank
         return 0.0
 

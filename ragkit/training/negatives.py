@@ -144,6 +144,7 @@ class _Search:
         self.positives = [_Candidate(each, {"retriever": retriever}) for each in example.positives]
         self.asked, self._rules, self._counts = example, rules, counts
         self._relevant = Relevant(example.positives, grades)
+        self._telling = [] if rules.allow_answers else telling(example.answers)
         self._kept: list[_Candidate] = []
         best = next((hit.score for hit in hits if hit.document in self._relevant), None)
         self._best = best
@@ -237,9 +238,7 @@ class _Search:
     def _reason_in_text(self, document: Document, alike: float) -> str | None:
         if alike >= self._rules.similarity:
             return "duplicate"
-        if self._rules.allow_answers:
-            return None
-        return "answer" if cover_match(document.contents, telling(self.asked.answers)) else None
+        return "answer" if cover_match(document.contents, self._telling) else None
 
 
 def _score(asked: Sequence[tuple[_Search, Sequence[_Candidate]]], score: Score) -> None:
