@@ -30,7 +30,7 @@ from ragkit.corpus import read_documents, read_qrels, read_questions
 from ragkit.evaluation.probe_files import read_probe
 from ragkit.evaluation.probes import run_probe
 from ragkit.models import BiEncoder, Generator
-from ragkit.models.precision import weights_hash
+from ragkit.models.precision import has_bf16, weights_hash
 from ragkit.models.prefix_cache import PrefixCache
 from ragkit.models.virtual_tokens import VirtualTokens
 from ragkit.readers import GeneratorReader
@@ -211,6 +211,7 @@ def learn(
             learning_rate=rate,
             evaluate_every=max(1, arguments.steps // arguments.evaluations),
             seed=seed,
+            precision="bf16" if isinstance(run, GeneratorRun) and has_bf16("cpu") else "fp32",
         )
         if isinstance(run, GeneratorRun):
             _, history = run.learn(settings, folder, progress=progress)

@@ -3,8 +3,7 @@
     python benchmarks/table.py --write     # or --check, which fails where README differs
 
 README marks each place with `<!-- benchmark:NAME -->` and `<!-- /benchmark -->`; NAME is
-retrieval, reading, contexts, tokens, ways,
-adaptation or speed.
+retrieval, reading, contexts, tokens, ways, adaptation, generator, forgetting or speed.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from measure import RESULTS, ROOT
 from ragkit.evaluation.contexts import CONTEXTS
 
 README = ROOT / "README.md"
+_FOLDERS = {"forgetting": "generator"}  # of the results, where it is not the table's name
 _PLACE = re.compile(r"(<!-- benchmark:(\w+) -->\n).*?(<!-- /benchmark -->)", re.DOTALL)
 
 
@@ -43,7 +43,7 @@ def render(name: str) -> str:
     """Return one table in Markdown, with a line on where it was measured."""
     if name not in TABLES:
         sys.exit(f"README asks for the table {name!r}; known are {', '.join(TABLES)}")
-    parts = sorted((RESULTS / name).glob("*.json"))
+    parts = sorted((RESULTS / _FOLDERS.get(name, name)).glob("*.json"))
     if not parts:
         sys.exit(f"README asks for the table {name!r}: there are no results of it")
     results = [json.loads(path.read_text(encoding="utf-8")) for path in parts]
@@ -153,9 +153,20 @@ LEARNT = {
     "query": "query side",
     "adapter": "query adapter",
     "lsr": "LSR, from answers alone",
+    "hybrid": "both sides, hybrid, first 50",
     "share 0.0": "base, dense",
     "share 0.5": "mean of base and both sides of squadshifts_reddit, dense",
     "share 1.0": "both sides of squadshifts_reddit, dense",
+}
+
+RERANKED = {
+    f"{objective}{end}": f"reranked by what {how} taught{told}"
+    for objective, how in {
+        "listwise": "lists of labels",
+        "bce": "labels one by one",
+        "utility": "answers alone",
+    }.items()
+    for end, told in {"": ", scores summed", " alone": ""}.items()
 }
 
 
@@ -170,7 +181,7 @@ def adaptation(rows: Sequence[dict[str, Any]]) -> str:
             gains = [row["differences"][own]] if own in row["differences"] else gains
             gain = _mean(gains[0]["nDCG@10"]) if gains else ""
             cells = [_mean(of[measure]) for measure in ("nDCG@10", "recall@10")]
-            named = ", ".join(filter(None, (LEARNT.get(way, way), search)))
+            named = ", ".join(filter(None, (LEARNT.get(way, way), RERANKED.get(search, search))))
             line = row["set"], named, *cells, gain, str(of["nDCG@10"]["n"])
             lines.setdefault((row["set"], system), line)
     head = ("set", "system", "nDCG@10", "recall@10", "nDCG@10 gained", "n")
@@ -181,6 +192,69 @@ def adaptation(rows: Sequence[dict[str, Any]]) -> str:
         return key[0], names.index(way) if way in names else len(names)
 
     return _table(head, [lines[key] for key in sorted(lines, key=place)])
+
+
+PARTS = {
+    "base": "as it is, prompted",
+    "tokens": "50 virtual tokens",
+    "as-is": "LoRA, what is retrieved",
+    "mixed": "LoRA, contexts mixed",
+    "both": "LoRA, what is retrieved, then 50 virtual tokens",
+    "overtone": "LoRA, what is retrieved, OVERTONE",
+    "replay": "LoRA, what is retrieved, replay of general texts",
+    "keep": "LoRA, what is retrieved, KL to the base",
+    "average": "LoRA, what is retrieved, its mean with the base",
+}
+ANSWERED = ("none", "retrieved", "gold", "gold+distractors")
+ABSTAINED = ("retrieved", "wrong", "unanswerable")
+
+
+def generator(rows: Sequence[dict[str, Any]]) -> str:
+    """Lay out quality_generator.py's parts: scores and abstentions by what is given."""
+    lines = []
+    for row in sorted(_parts(rows), key=_part_place):
+        of = row["contexts"]
+        if of.keys() >= {*ANSWERED, *ABSTAINED}:
+            cells = [of[context]["EM"] for context in ANSWERED]
+            cells += [of[context]["abstained"] for context in ABSTAINED]
+            lines.append((PARTS[row["part"]], *map(_mean, cells)))
+    head = [f"EM: {name}" for name in ANSWERED] + [f"abstained: {name}" for name in ABSTAINED]
+    return _table(("the generator", *head), lines)
+
+
+def forgetting(rows: Sequence[dict[str, Any]]) -> str:
+    """Lay out what the parts of quality_generator.py gained, and what the probes lost."""
+    lines = []
+    for row in sorted(_parts(rows), key=_part_place):
+        if row["part"] != "base":
+            measures = {probe: _shown(of) for probe, of in row["probes"][0].items()}
+            probes = (
+                _over_seeds([of[probe][measure] for of in row["probes"]])
+                for probe, measure in measures.items()
+            )
+            em, f1 = (_mean(row["contexts"]["retrieved"][measure]) for measure in ("EM", "F1"))
+            lines.append((PARTS[row["part"]], em, f1, *probes))
+    named = [f"{probe}: {measure}, after - before" for probe, measure in measures.items()]
+    return _table(("the generator", "EM", "F1", *named), lines)
+
+
+def _parts(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in rows if row["part"] in PARTS]
+
+
+def _part_place(row: dict[str, Any]) -> int:
+    return list(PARTS).index(row["part"])
+
+
+def _shown(measures: dict[str, Any]) -> str:
+    return "accuracy" if "accuracy" in measures else "bits per byte"
+
+
+def _over_seeds(estimates: Sequence[dict[str, float]]) -> str:
+    """Return the mean of the seeds' changes, and their lowest and highest bounds."""
+    mean = sum(each["mean"] for each in estimates) / len(estimates)
+    low, high = min(e["low"] for e in estimates), max(e["high"] for e in estimates)
+    return _mean({"mean": mean, "low": low, "high": high})
 
 
 def speed(rows: Sequence[dict[str, Any]]) -> str:
@@ -217,6 +291,8 @@ TABLES: dict[str, Callable[[Sequence[dict[str, Any]]], str]] = {
     "tokens": tokens,
     "ways": ways,
     "adaptation": adaptation,
+    "generator": generator,
+    "forgetting": forgetting,
     "speed": speed,
 }
 
