@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ragkit import __version__
 from ragkit.types import Progress
 
-from .results import interval
+from .results import interval, laid_out, told_of_scores
 from .runs import json_values
 
 if TYPE_CHECKING:
@@ -83,26 +83,17 @@ def results_of(
 
 def tables(results: Mapping[str, Any]) -> list[Any]:
     """Lay out before and after for the terminal."""
-    from rich.table import Table
+    title = f"{results['data']['dev']} questions to evaluate on, {len(results['seeds'])} seeds"
+    changes = "What virtual tokens change, paired by question"
+    return [
+        laid_out(title, ("answers with", *_MEASURES), _rows(results["conditions"])),
+        laid_out(changes, ("difference", *_MEASURES), _rows(results["differences"])),
+        told_of_scores("step was"),
+    ]
 
-    n = results["data"]["dev"]
-    scores = Table(title=f"{n} questions to evaluate on, {len(results['seeds'])} seeds")
-    scores.add_column("answers with")
-    for measure in _MEASURES:
-        scores.add_column(measure, justify="right")
-    for name, of in results["conditions"].items():
-        scores.add_row(name, *(interval(of[measure]) for measure in _MEASURES))
-    changes = Table(title="What virtual tokens change, paired by question")
-    changes.add_column("difference")
-    for measure in _MEASURES:
-        changes.add_column(measure, justify="right")
-    for name, of in results["differences"].items():
-        changes.add_row(name, *(interval(of[measure]) for measure in _MEASURES))
-    told = (
-        "In brackets: 95 % bootstrap intervals over questions and seeds. The best step was chosen "
-        "on these questions: for an unbiased figure, evaluate on others."
-    )
-    return [scores, changes, told]
+
+def _rows(named: Mapping[str, Any]) -> list[list[str]]:
+    return [[name, *(interval(of[measure]) for measure in _MEASURES)] for name, of in named.items()]
 
 
 def _named(count: int) -> str:
@@ -113,8 +104,7 @@ def card(tokens: VirtualTokens, results: Mapping[str, Any]) -> str:
     """Return the model card: what the tokens are, how they were learnt, what they changed."""
     settings, data = results["settings"], results["data"]
     lines = ["| answers with | " + " | ".join(_MEASURES) + " |", "|---|" + "---|" * len(_MEASURES)]
-    for name, of in results["conditions"].items():
-        lines.append(f"| {name} | " + " | ".join(interval(of[m]) for m in _MEASURES) + " |")
+    lines += ["| " + " | ".join(row) + " |" for row in _rows(results["conditions"])]
     return CARD.format(
         count=len(tokens),
         base=tokens.base,
