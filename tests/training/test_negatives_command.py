@@ -225,7 +225,8 @@ def test_a_cross_encoder_refuses_and_scores_a_pair_once(place, cross_encoder, mo
     for metal in ANSWERS:
         pairs = [(f"At how many degrees melts {metal}?", text) for text in METALS.values()]
         scores[metal] = dict(zip(METALS, model.score(pairs).tolist(), strict=True))
-    middle = sorted(value for of in scores.values() for value in of.values())[18]
+    ordered = sorted(value for of in scores.values() for value in of.values())
+    middle = (ordered[18] + ordered[19]) / 2  # no score is as near to it as rounding is
     options = ("--cross-encoder", cross_encoder, "--max-score", str(middle), "--device", "cpu")
     options += ("--precision", "fp32")
     assert mine(*options) == 0

@@ -41,7 +41,7 @@ def train(base, *options, questions="questions.jsonl", index=("--index", "kb")):
     command = ["virtual-tokens", "--questions", questions, "--output", "out", "--base", str(base)]
     defaults = {
         "--tokens": "6", "--steps": "4", "--batch": "4", "--dev-limit": "3", "--passages": "1-2",
-        "--evaluate-every": "2", "--max-new-tokens": "4", "--device": "cpu", "--precision": "fp32",
+        "--evaluate-every": "2", "--max-new-tokens": "4", "--device": "cpu",
     }  # fmt: skip
     given = {o.split("=")[0] for o in options}
     command += [f"{name}={value}" for name, value in defaults.items() if name not in given]
