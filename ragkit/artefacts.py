@@ -177,6 +177,8 @@ def new_folder(path: Path, *, replace: bool = False, mark: str) -> Iterator[Path
     try:
         yield temporary
         temporary.chmod(0o755)
+        for file in temporary.rglob("*"):  # safetensors' own are for their owner alone
+            file.chmod(0o755 if file.is_dir() else 0o644)
         sync_tree(temporary)
         check_output(path, replace, mark)  # another process may have been as busy
         if path.exists():

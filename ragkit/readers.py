@@ -272,14 +272,14 @@ def _wording(
     if style is None:
         return own.style if (own := tokens or taught) else style_named("ragkit")
     asked = style_named(style) if isinstance(style, str) else style
-    if tokens is None:
-        return asked
-    if tokens.style not in (asked, asked.placing(tokens.placement)):
+    if not tokens and taught and taught.style != asked:
+        log.warning("The generator was trained in another wording: %s.", taught.style.name)
+    if tokens and tokens.style not in (asked, asked.placing(tokens.placement)):
         raise SettingsError(
             f"prompt style {asked.name!r} is not the wording that the virtual tokens were learnt "
             f"with, which is {tokens.style.name!r}: leave the style out, and theirs is used"
         )
-    return tokens.style
+    return tokens.style if tokens else asked
 
 
 def attribute(text: str, question: str, hits: Sequence[Hit]) -> tuple[int, ...]:

@@ -6,19 +6,21 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ragkit.artefacts import write_json
 from ragkit.assemble import RetrievalSettings, open_index
-from ragkit.console import print_tables, say
+from ragkit.console import print_json, print_tables, say
 from ragkit.corpus import read_documents, read_qrels
 from ragkit.errors import ModelError, SettingsError
 from ragkit.types import Example, Progress, Qrels
 
 from .generator_report import card, tables
-from .generator_results import Outcome, copied, outcome_of, said_by
+from .generator_results import Outcome, copied, loaded, outcome_of, said_by
 from .generator_settings import Checked, GeneratorSettings, check
 from .positives import with_positives
 from .questions import answered_and_dev, hash_of, retrieved
 from .results import finish
 from .runs import (
+    MARK,
     check_state,
     each_seed,
     json_values,
@@ -31,6 +33,7 @@ from .runs import (
 if TYPE_CHECKING:
     import torch
 
+    from ragkit.models.generator import Generator
     from ragkit.training.generator_runs import GeneratorRun
     from ragkit.training.keeper import History
     from ragkit.training.remedies import Remedies
@@ -63,24 +66,29 @@ def generator(*, settings: GeneratorSettings, json: bool = False) -> None:
         weights = run.generator.base_hash()
         check_state(state, json_values(settings), data | {"weights": weights}, _FREE)
         main = processes(run.generator.model.device).is_main_process
-        before = said_by(run.generator, run, settings, checked, progress) if main else None
+        before = said_by(_served(run, settings), run, settings, checked, progress) if main else None
         learnt = each_seed(checked.seeds, state, progress, partial(_learn, run, settings))
         if before is None:
             return
         outcome = outcome_of(run, settings, checked, learnt, before, state, progress)
         results = outcome.results | {"data": data}
         results["base"] = {"weights": weights, "unchanged": weights == _hash_now(run)}
-        _gate(settings, outcome, results, state)
+        _gate(settings, outcome, results, state, json=json)
     save = {
         str(seed): partial(copied, folder)
         for seed, folder in zip(checked.seeds, outcome.folders, strict=True)
     }
-    what = "all weights" if settings.full else f"an adapter of rank {settings.lora}"
+    what = "an adapter" if run.rank else "all weights"
     told = [f"{settings.output}: {what} of {settings.base}; ask with --generator {settings.output}"]
     if redrawn := results["mix"]["redrawn"]:
         lacked = ", ".join(f"{count} of {kind}" for kind, count in redrawn.items())
         told.append(f"contexts that questions had nothing for became others: {lacked}")
     finish(settings, state, save, results, card(results), tables(results), told, json=json)
+
+
+def _served(run: GeneratorRun, settings: GeneratorSettings) -> Generator:
+    """Return the base as it answers: what is trained whole is held in fp32 while it is."""
+    return loaded(run.generator.name, run, settings) if settings.full else run.generator
 
 
 def _hash_now(run: GeneratorRun) -> str:
@@ -92,7 +100,12 @@ def _hash_now(run: GeneratorRun) -> str:
 
 
 def _gate(
-    settings: GeneratorSettings, outcome: Outcome, results: dict[str, Any], state: Path
+    settings: GeneratorSettings,
+    outcome: Outcome,
+    results: dict[str, Any],
+    state: Path,
+    *,
+    json: bool,
 ) -> None:
     """Fail where more was forgotten than may be, and tell of it.
 
@@ -101,12 +114,16 @@ def _gate(
     """
     if settings.max_forgetting is None or outcome.forgetting <= settings.max_forgetting:
         return
-    print_tables(tables(results))
+    write_json(state / MARK, results)
+    if json:
+        print_json(results)
+    else:
+        print_tables(tables(results))
     raise ModelError(
         f"too much is forgotten: the probe {outcome.worst!r} lost {outcome.forgetting:.3f}, and "
         f"--max-forgetting is {settings.max_forgetting}. {settings.output} is not written; what "
-        f"was learnt lies in {state}, and --average sweep goes on from there. Or train anew with "
-        "--replay FILE, --keep-rows 1, or a lower --learning-rate."
+        f"was learnt lies in {state} with its results, and --average sweep goes on from there. Or "
+        "train anew with --replay FILE, --keep-rows 1, or a lower --learning-rate."
     )
 
 
@@ -170,7 +187,7 @@ def _run(
     from ragkit.models.generator import Generator
     from ragkit.readers import GeneratorReader
     from ragkit.styles import style_named
-    from ragkit.training.generator_loss import LOSSES, Smoothing
+    from ragkit.training.generator_loss import LOSSES
     from ragkit.training.generator_runs import GeneratorRun
     from ragkit.training.token_runs import longest_answer
 
@@ -189,9 +206,9 @@ def _run(
         context_tokens=settings.context_tokens,
         max_new_tokens=max(longest + 8, settings.max_new_tokens),  # citations take some
     )
-    loss, smoothing = LOSSES[settings.loss], Smoothing(own=1 - settings.smoothing)
+    loss = LOSSES[settings.loss]
     abstain = {"auto": None, "always": True, "never": False}[settings.abstain]
-    return GeneratorRun(
+    run = GeneratorRun(
         model,
         style,
         reader.prompt,
@@ -199,8 +216,8 @@ def _run(
         dev,
         checked.mix,
         checked.passages,
-        rank=0 if settings.full else settings.lora,
-        loss=lambda logits, labels, count: loss(logits, labels, count, smoothing),
+        rank=0 if settings.full else settings.lora or 8,
+        loss=lambda logits, labels, count: loss(logits, labels, count, checked.smoothing),
         contexts={
             "citations": settings.citations,
             "all_gold": settings.all_gold,
@@ -208,6 +225,8 @@ def _run(
         },
         remedies=_remedies(settings),
     )
+    run.check_base()
+    return run
 
 
 def _remedies(settings: GeneratorSettings) -> Remedies:

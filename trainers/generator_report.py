@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ragkit import __version__
@@ -10,14 +10,16 @@ from ragkit import __version__
 from .results import interval, laid_out, scores_table, told_of_scores
 
 _MEASURES = ("EM", "F1", "cover", "abstained")
+_PROBES = ("probe", "measure", "before", "change, by seed", "lost by the worst")
 
 
 def tables(results: Mapping[str, Any]) -> list[Any]:
     """Lay out before and after, and the probes, for the terminal."""
-    heads = ("probe", "measure", "before", "change, by seed", "lost by the worst")
     shown = [scores_table(results, _rows(results))]
+    if len(results["average"]["tried"]) > 1:
+        shown.append(laid_out("Shares of what was learnt", _SHARES, _share_rows(results)))
     if results["probes"]:
-        shown.append(laid_out("General ability", heads, _probe_rows(results), names=2))
+        shown.append(laid_out("General ability", _PROBES, _probe_rows(results), names=2))
     return [*shown, told_of_scores("step and share were")]
 
 
@@ -40,6 +42,22 @@ def _rows(results: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
+_SHARES = ("share", "F1", "gain", "most that a probe lost")
+
+
+def _share_rows(results: Mapping[str, Any]) -> list[list[str]]:
+    average = results["average"]
+    return [
+        [
+            share + (" (taken)" if float(share) == average["taken"] else ""),
+            interval(of["F1"]),
+            interval(of["gain"]),
+            f"{of['forgetting']:.3f}: {of['worst']}" if of["worst"] else "",
+        ]
+        for share, of in average["tried"].items()
+    ]
+
+
 def _probe_rows(results: Mapping[str, Any]) -> list[list[str]]:
     return [
         [
@@ -53,13 +71,19 @@ def _probe_rows(results: Mapping[str, Any]) -> list[list[str]]:
     ]
 
 
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def card(results: Mapping[str, Any]) -> str:
     """Return the model card: what was learnt and how, what it gained, what it forgot."""
     settings, data = results["settings"], results["data"]
-    what = "all weights" if settings["full"] else f"an adapter (LoRA) of rank {settings['lora']}"
-    probes = ["| probe | measure | before | change, by seed | lost by the worst |"]
-    probes += ["|---|---|---|---|---|"]
-    probes += ["| " + " | ".join(row) + " |" for row in _probe_rows(results)]
+    what = (
+        "all weights" if settings["full"] else f"an adapter (LoRA) of rank {settings['lora'] or 8}"
+    )
+    probes = _markdown(_PROBES, _probe_rows(results))
+    shares = _markdown(_SHARES, _share_rows(results))
     return CARD.format(
         what=what,
         base=settings["base"],
@@ -73,7 +97,8 @@ def card(results: Mapping[str, Any]) -> str:
         seeds=", ".join(results["seeds"]),
         share=results["average"]["taken"],
         table="\n".join("| " + " | ".join(row) + " |" for row in _rows(results)),
-        probes="\n".join(probes) if results["probes"] else "No probe of general ability was run.",
+        shares=f"{shares}\n\n" if len(results["average"]["tried"]) > 1 else "",
+        probes=probes if results["probes"] else "No probe of general ability was run.",
         version=__version__,
     )
 
@@ -91,7 +116,7 @@ CARD = """# A reader made of {base}
 |---|---|---|---|
 {table}
 
-{probes}
+{shares}{probes}
 
 In brackets: 95 % bootstrap intervals over questions and seeds. The best step, seed and share were
 chosen on the same questions: for an unbiased figure, evaluate on others.

@@ -69,7 +69,7 @@ def outcome_of(
     for share in checked.shares:
         folders = [_folder(run, folder, share, state) for folder, _ in learnt]
         found = [
-            said_by(_loaded(folder, run, settings), run, settings, checked, progress)
+            said_by(loaded(str(folder), run, settings), run, settings, checked, progress)
             for folder in folders
         ]
         tried[share] = _Tried(folders, [texts for texts, _ in found], [of for _, of in found])
@@ -82,13 +82,7 @@ def outcome_of(
     results = told[taken] | {
         "average": {
             "taken": taken,
-            "tried": {
-                str(share): {
-                    _CHOSEN_BY: of["conditions"]["after"][_CHOSEN_BY]["mean"],
-                    "forgetting": of["forgetting"],
-                }
-                for share, of in told.items()
-            },
+            "tried": {str(share): _told_of(of) for share, of in told.items()},
         },
         "seeds": {
             str(seed): asdict(history)
@@ -96,7 +90,7 @@ def outcome_of(
         },
         "best_seed": str(checked.seeds[place]),
         "settings": json_values(settings),
-        "mix": _drawn(run, settings),
+        "mix": _drawn(run, settings, checked.seeds),
         "citations": {
             title: cited(run, checked, texts)
             for title, texts in (("before", [before]), ("after", best.answers))
@@ -153,15 +147,28 @@ def cited(run: GeneratorRun, checked: Checked, answers: Sequence[Sequence[str]])
     }
 
 
-def _drawn(run: GeneratorRun, settings: GeneratorSettings) -> dict[str, Any]:
-    """Count the contexts of an epoch."""
+def _told_of(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a share of the learnt weights gains on dev, and what it forgets."""
+    (changed,) = scores["differences"].values()
+    after = scores["conditions"]["after"][_CHOSEN_BY]
+    return {
+        _CHOSEN_BY: after,
+        "gain": changed[_CHOSEN_BY],
+        "forgetting": scores["forgetting"],
+        "worst": scores["worst"],
+    }
+
+
+def _drawn(run: GeneratorRun, settings: GeneratorSettings, seeds: Sequence[int]) -> dict[str, Any]:
+    """Count the contexts of an epoch of each seed."""
     from ragkit.training.mixes import tally
 
     from .runs import loop_settings
 
-    loop = loop_settings(settings, len(run.train.examples), 0, 1e-3, micro_batch=1)
-    draws = run.draws(loop)
-    return tally(draws[place] for place in range(min(len(draws), len(run.train.examples))))
+    questions, rate = len(run.train.examples), 1.0  # what is drawn does not depend on the rate
+    loops = [loop_settings(settings, questions, seed, rate, micro_batch=1) for seed in seeds]
+    drawn = [run.draws(loop) for loop in loops]
+    return tally(of[place] for of in drawn for place in range(min(len(of), questions)))
 
 
 def said_by(
@@ -172,12 +179,10 @@ def said_by(
     progress: Progress,
 ) -> tuple[list[str], list[ProbeScores]]:
     """Return a generator's answers to the dev questions, and its scores on the probes."""
-    from ragkit.evaluation.probe_files import read_probe
     from ragkit.evaluation.probes import run_probe
     from ragkit.models.names import cache_folder
     from ragkit.training.conditions import Condition, answered
 
-    probes = [read_probe(path) for path in settings.probes]
     prompts = [
         run.prompt(example.query, hits[: checked.passages[1]])
         for example, hits in zip(run.dev.examples, run.dev.hits, strict=True)
@@ -187,16 +192,21 @@ def said_by(
     texts = answered(model, conditions, max_new_tokens=longest, progress=progress)["dev"][0]
     cache, limit = cache_folder() / "probes", settings.probe_limit
     return texts, [
-        run_probe(model, probe, limit=limit, progress=progress, cache=cache) for probe in probes
+        run_probe(model, probe, limit=limit, progress=progress, cache=cache)
+        for probe in checked.probes
     ]
 
 
-def _loaded(folder: Path, run: GeneratorRun, settings: GeneratorSettings) -> Generator:
+def loaded(name: str, run: GeneratorRun, settings: GeneratorSettings) -> Generator:
+    """Load a generator as it is to answer, in the precision that was asked for."""
     from ragkit.models.generator import Generator
 
-    device = str(run.generator.model.device)
-    precision = "fp32" if settings.full else settings.precision
-    return Generator.load(str(folder), device=device, precision=precision)
+    return Generator.load(
+        name,
+        device=str(run.generator.model.device),
+        precision=settings.precision,
+        layout=None if settings.layout == "auto" else settings.layout,
+    )
 
 
 def _folder(run: GeneratorRun, learnt: Path, share: float, state: Path) -> Path:
@@ -215,8 +225,8 @@ def forgotten(
     """Return what the probes changed by, and what the one that lost most has lost.
 
     A loss is the fall of the accuracy of choices, in shares of 1; or the rise of the nats a token
-    of answers, or of the bits a byte of texts, as a share of what they were. It is the mean over
-    seeds.
+    of answers, or of the bits a byte of texts, as a share of what they were. Of the seeds, the one
+    that lost most counts.
 
     Args:
         before: the base's scores.

@@ -17,6 +17,8 @@ from .runs import AnswerSettings, check_training
 from .token_settings import passage_range
 
 if TYPE_CHECKING:
+    from ragkit.evaluation.probe_files import Probe
+    from ragkit.training.generator_loss import Smoothing
     from ragkit.training.mixes import Mix
 
 
@@ -32,19 +34,20 @@ class GeneratorSettings(AnswerSettings):
     qrels: Path | None = None
     """What is relevant is gold, and only questions that have some are taken; without qrels, gold is
     the first hit that holds an answer."""
-    lora: int = 8
-    """The rank of the adapter."""
+    lora: int | None = None
+    """The rank of the adapter; 8 if not given."""
     full: bool = False
     """Train all weights in place of an adapter."""
     mix: str = "retrieved:1"
-    """Kinds of contexts with their shares, such as gold:.4,retrieved:.3,distractors:.2,none:.1."""
+    """Kinds of contexts with their shares, such as gold:.4,retrieved:.3,distractors:.2,none:.1.
+    Distractors are the negatives of --questions first, such as ragkit-train negatives mines."""
     citations: bool = False
     """Answers cite the passage that holds them, such as [2]."""
     all_gold: bool = False
     """Show all gold passages of a question, for answers that need several together."""
     abstain: Literal["auto", "always", "never"] = "auto"
     """Where nothing retrieved is gold or holds an answer, learn to say so; auto does where it is
-    known what is relevant."""
+    known what is relevant. Among distractors alone it is always learnt."""
     prompt: str = "ragkit"
     """The prompt's wording, which the trained generator then is asked with."""
     seeds: str = "0"
@@ -52,13 +55,19 @@ class GeneratorSettings(AnswerSettings):
     batch: int = 8
     """Rows in a step, over all processes and accumulated passes."""
     micro_batch: int = 4
-    """Rows in one pass of one process."""
+    """Rows of one process that are packed into passes together."""
     learning_rate: float | None = None
     """The highest learning rate; 2e-3 if not given, with --full 5e-5."""
     loss: Literal["cross-entropy", "label-smoothing", "overtone"] = "cross-entropy"
     """What is minimised on the tokens of answers."""
     smoothing: float = 0.1
-    """The share of a target that does not go to the token itself, where the loss is smoothed."""
+    """The share of a target that does not go to the token itself, where the loss is smoothed. Above
+    .5, OVERTONE leaves it whole where another token would get more."""
+    deviations: float = 1.0
+    """OVERTONE shares it among tokens whose logits are within so many standard deviations of the
+    highest one."""
+    least: float = 0.01
+    """OVERTONE leaves a token alone whose divergence from its target is below this, in nats."""
     replay: Path | None = None
     """General texts that are seen again while learning: records with a field text."""
     replay_rows: int = 1
@@ -73,12 +82,14 @@ class GeneratorSettings(AnswerSettings):
     probes: Annotated[
         list[Path], Parameter(negative="", consume_multiple=True, show_default=False)
     ] = field(default_factory=list)
-    """Probes of general ability, which are run before and after."""
+    """Probes of general ability, which are run before and after: files of items with a question,
+    choices and an answer, a question and answers, or a text."""
     probe_limit: int | None = None
     """Items of each probe; all if not given."""
     max_forgetting: float | None = None
-    """The most that a probe may lose in a seed, such as 0.02; what loses more is not written, and
-    makes the run fail."""
+    """The most that a probe may lose in any seed, such as 0.02: of the accuracy of choices, in
+    shares of 1; of answers and texts the rise of their nats, as a share of what they were. What
+    loses more is not written, and makes the run fail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +101,16 @@ class Checked:
         shares: of the learnt weights, in the averages that are tried.
         mix: of contexts.
         passages: the least and the most that are shown.
+        smoothing: of the loss.
+        probes: of general ability.
     """
 
     seeds: list[int]
     shares: list[float]
     mix: Mix
     passages: tuple[int, int]
+    smoothing: Smoothing
+    probes: list[Probe]
 
 
 def check(settings: GeneratorSettings) -> Checked:
@@ -103,7 +118,11 @@ def check(settings: GeneratorSettings) -> Checked:
 
     Raises:
         SettingsError: naming the option.
+        DataError: a probe cannot be read.
     """
+    from ragkit.evaluation.probe_files import read_probe
+    from ragkit.styles import style_named
+    from ragkit.training.generator_loss import Smoothing
     from ragkit.training.mixes import Mix
 
     least = {"lora": 1, "max_new_tokens": 1, "context_tokens": 1, "probe_limit": 1}
@@ -133,6 +152,8 @@ def check(settings: GeneratorSettings) -> Checked:
     unused = {
         "lora": settings.full,
         "smoothing": settings.loss == "cross-entropy",
+        "deviations": settings.loss != "overtone",
+        "least": settings.loss != "overtone",
         "replay_rows": settings.replay is None,
         "remedy_weight": rows == 0,
     }
@@ -141,8 +162,13 @@ def check(settings: GeneratorSettings) -> Checked:
             option = f"--{each.name.replace('_', '-')}"
             raise SettingsError(f"{option} has no effect here: leave it out")
     passages = passage_range(settings.passages)
-    if passages[1] < 1:
+    if passages[0] < 1:
         raise SettingsError(
-            "--passages must reach 1; a generator that sees none: --mix none:1 --passages 1"
+            f"--passages {settings.passages}: at least 1 is shown; how often none is, --mix says: "
+            "none:.1"
         )
-    return Checked(seeds, shares_of(settings.average), Mix.parse(settings.mix), passages)
+    style_named(settings.prompt)
+    smoothing = Smoothing(1 - settings.smoothing, settings.deviations, settings.least)
+    probes = [read_probe(path) for path in settings.probes]
+    mix, shares = Mix.parse(settings.mix), shares_of(settings.average)
+    return Checked(seeds, shares, mix, passages, smoothing, probes)

@@ -92,8 +92,8 @@ class AnswerSettings(TrainingSettings):
     """Passages in a prompt, drawn from this range; evaluation shows the most."""
     batch: int = 8
     """Questions in a step, over all processes and accumulated passes."""
-    context_tokens: int = 1024
-    """Tokens that the passages may take in a prompt."""
+    context_tokens: int = 2048
+    """Tokens that the passages may take in a prompt, as where questions are asked."""
     max_new_tokens: int = 32
     """Tokens that an answer may take in the evaluation."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -120,11 +120,27 @@ def check_training(
             raise SettingsError(f"--{name.replace('_', '-')} must be at least {low}, not {value}")
     if not 0 < settings.epochs < math.inf:
         raise SettingsError(f"--epochs must be above 0, not {settings.epochs}")
+    _check_reports(settings.report_to)
     from ragkit.training.keeper import processes
 
     together = processes(own_device(settings.device)).num_processes
     loop_settings(settings, 1, 0, 1e-4, micro_batch=micro_batch).passes(together)
     return whole_numbers(settings.seeds, "--seeds")
+
+
+def _check_reports(names: str) -> None:
+    """Refuse to report to what transformers does not know, or what is not installed."""
+    if not (asked := [name for name in names.split(",") if name]):
+        return
+    from transformers import integrations
+
+    known: Any = integrations
+    there: list[str] = known.get_available_reporting_integrations()
+    if lacking := [name for name in asked if name not in there]:
+        raise SettingsError(
+            f"--report-to {lacking[0]!r}: transformers reports to no such package that is "
+            f"installed here; it could to {', '.join(there) or 'none'}"
+        )
 
 
 def loop_settings(
@@ -195,7 +211,7 @@ def training_state(settings: TrainingSettings) -> Iterator[tuple[Path, Progress]
         if first and not _begun(state) and not there:
             shutil.rmtree(state, ignore_errors=True)
         elif first and isinstance(sys.exception(), KeyboardInterrupt) and _begun(state):
-            say(f"{state} holds what was learnt so far: the same command goes on from there")
+            say(f"{state} holds what was learnt so far: the same command goes on from there.")
         raise
 
 

@@ -55,6 +55,13 @@ class PromptEncoder:
 
     def __init__(self, tokenizer: Any, chat: bool) -> None:
         self._tokenizer = tokenizer
+        # Tokens that are added but not special, such as <think>: `split_special_tokens` leaves
+        # them whole. Those that are blank are of the text.
+        self._added = {
+            number
+            for number, token in tokenizer.added_tokens_decoder.items()
+            if not token.special and token.content.strip(" \t\r\n\u2581")
+        }
         self.chat = chat
         self._around: tuple[str, list[int]] | None = None
 
@@ -63,7 +70,10 @@ class PromptEncoder:
         ids: list[int] = self._tokenizer.encode(
             text, add_special_tokens=False, split_special_tokens=True, verbose=False
         )
-        return ids
+        if self._added.isdisjoint(ids) or len(text) < 2:
+            return ids
+        middle = len(text) // 2
+        return self.data_ids(text[:middle]) + self.data_ids(text[middle:])
 
     def _instruction_ids(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False, verbose=False)

@@ -64,6 +64,20 @@ class GeneratorRun:
     contexts: Mapping[str, Any] = field(default_factory=dict)
     remedies: Remedies = field(default_factory=Remedies)
 
+    def check_base(self) -> None:
+        """Refuse a base that no adapter could find again.
+
+        Raises:
+            SettingsError: the generator is an adapter itself, or has no name.
+        """
+        if getattr(self.generator.model, "_hf_peft_config_loaded", False):
+            raise SettingsError(
+                f"{self.generator.name!r} is an adapter already: what is learnt on it could not be "
+                "told apart. Start from its base, or merge it first (peft's merge_and_unload)."
+            )
+        if self.rank and not self.generator.name:
+            raise SettingsError("the generator has no name, by which its adapter could find it")
+
     def learn(
         self, settings: LoopSettings, folder: Path, *, progress: Progress = quiet
     ) -> tuple[Path, History]:
@@ -76,15 +90,9 @@ class GeneratorRun:
         Raises:
             DataError, SettingsError: as `loop.train`, `ContextDraws`, `sft_row` and `with_lora` do.
         """
+        self.check_base()
         self.draws(settings)  # refuses what cannot be drawn, before the model is touched
         base = self.generator.model
-        if getattr(base, "_hf_peft_config_loaded", False):
-            raise SettingsError(
-                f"{self.generator.name!r} is an adapter already: what is learnt on it could not be "
-                "told apart. Start from its base, or merge it first (peft's merge_and_unload)."
-            )
-        if self.rank and not self.generator.name:
-            raise SettingsError("the generator has no name, by which its adapter could find it")
         taught = Taught.of(self.generator, self.style)  # hashes the base, which then gets adapted
         torch.manual_seed(settings.seed)  # of the adapter's first weights
         flags = [(parameter, parameter.requires_grad) for parameter in base.parameters()]
@@ -169,7 +177,7 @@ class GeneratorRun:
             self.mix,
             steps=steps,
             batch=batch,
-            passages=(max(1, passages[0]), passages[1]),
+            passages=passages,
             judged=of.judged,
             seed=seed,
             **self.contexts,

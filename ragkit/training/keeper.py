@@ -69,11 +69,14 @@ class LoopSettings:
         """
         if min(self.steps, self.batch, self.micro_batch, self.evaluate_every) < 1:
             raise SettingsError("steps, batch, micro-batch and evaluate-every must be at least 1")
-        if not 0 < self.learning_rate < 10 or not 0 <= self.warmup <= 1 or self.clip <= 0:
-            raise SettingsError(
-                f"learning rate {self.learning_rate}, warm-up {self.warmup}, clip {self.clip}: "
-                "expected one above 0, a share, and one above 0"
-            )
+        for name, fits, wanted in (
+            ("learning rate", 0 < self.learning_rate < 10, "a number above 0, below 10"),
+            ("warmup", 0 <= self.warmup <= 1, "a share of the steps, from 0 to 1"),
+            ("clip", 0 < self.clip < math.inf, "a number above 0"),
+        ):
+            if not fits:
+                value = getattr(self, name.replace(" ", "_"))
+                raise SettingsError(f"{name} {value}: expected {wanted}")
         size = min(self.micro_batch, max(1, self.batch // processes))
         if self.batch % (size * processes):
             raise SettingsError(

@@ -212,8 +212,9 @@ def longest_answer(generator: Generator, examples: Sequence[Example], tokens: in
     longest, question = max(sizes)
     if longest + tokens > room:
         raise DataError(
-            f"question {question!r} has an answer of {longest} tokens; with {tokens} virtual "
-            f"tokens it leaves no room for a prompt in the {generator.window} that the model "
-            "reads. Leave the question out, or shorten its answer."
+            f"question {question!r} has an answer of {longest} tokens; "
+            + (f"with {tokens} virtual tokens " if tokens else "")
+            + f"it leaves no room for a prompt in the {generator.window} that the model reads. "
+            "Leave the question out, or shorten its answer."
         )
     return longest

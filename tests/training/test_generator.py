@@ -6,13 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 from ragkit.trainers.__main__ import app
-from ragkit.trainers.generator_results import cited, forgotten
+from ragkit.trainers.generator_results import _taken, cited, forgotten
 from ragkit.trainers.generator_settings import Checked
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from ragkit import Document, Example, Hit, Index, Query
 from ragkit.console import run as call
+from ragkit.corpus import read_questions, write_questions
 from ragkit.errors import DataError, ModelError, SettingsError
 from ragkit.evaluation.probe_files import Probe, ProbeItem
 from ragkit.evaluation.probes import run_probe
@@ -20,6 +21,7 @@ from ragkit.models import Generator
 from ragkit.models.precision import weights_hash
 from ragkit.readers import GeneratorReader
 from ragkit.styles import ABSTENTION, style_named
+from ragkit.training.generator_loss import Smoothing
 from ragkit.training.generator_runs import GeneratorRun, _Rows
 from ragkit.training.keeper import LoopSettings
 from ragkit.training.lora import with_lora
@@ -298,9 +300,10 @@ def place(tmp_path, monkeypatch):
 
 
 def train(base, *options):
-    command = ["generator", "--questions", "q.jsonl", "--output", "out", "--base", str(base)]
+    command = ["generator", "--output", "out", "--base", str(base)]
     defaults = {
-        "--index": "kb", "--lora": "2", "--steps": "4", "--batch": "4", "--dev-limit": "3",
+        "--questions": "q.jsonl", "--index": "kb",
+        "--lora": "2", "--steps": "4", "--batch": "4", "--dev-limit": "3",
         "--passages": "1-2", "--evaluate-every": "2", "--max-new-tokens": "4", "--device": "cpu",
     }  # fmt: skip
     given = {option.split("=")[0] for option in options}
@@ -324,10 +327,13 @@ def test_the_program_writes_an_adapter_results_and_a_card(place, tiny_folder, ca
     assert list(results["conditions"]) == ["before", "after"]
     tried = results["average"]["tried"]
     assert set(tried) == {"0.25", "0.5", "0.75", "1.0"}
+    assert all(of["gain"]["low"] <= of["gain"]["mean"] and of["worst"] for of in tried.values())
+    assert (out / "README.md").read_text().count(" (taken) |") == 1
     assert "citation recall" in results["citations"]["after"]
     assert "| citation recall | " in (out / "README.md").read_text()
     assert results["probes"]["probe"]["measure"] == "accuracy"
-    assert sum(results["mix"]["kinds"].values()) == results["data"]["train"] == 6
+    assert sum(results["mix"]["kinds"].values()) == 2 * results["data"]["train"] == 12
+    assert all(file.stat().st_mode & 0o044 == 0o044 for file in out.rglob("*"))
     assert {path.name for path in out.iterdir()} >= {
         "README.md", "results.json", "ragkit.json", "adapter_model.safetensors", "seeds",
     }  # fmt: skip
@@ -344,10 +350,55 @@ def test_too_much_forgotten_fails_and_leaves_what_was_learnt(place, tiny_folder,
     told = capsys.readouterr()
     assert "'held' lost" in told.err and "General ability" in told.out
     assert not (place / "out").exists()
+    assert train(tiny_folder, *options, "--max-forgetting=0", "--json") == 1
+    refused = json.loads(capsys.readouterr().out)
+    assert refused == json.loads((place / "out.training" / "results.json").read_text())
+    assert refused["worst"] == "held"
     assert train(tiny_folder, *options, "--max-forgetting=9") == 0  # what was learnt was kept
     results = json.loads((place / "out" / "results.json").read_text())
     assert results["forgetting"] > 0 and results["worst"] == "held"
     assert (place / "out" / "model.safetensors").exists()
+
+
+def test_what_is_measured_is_what_is_served(place, tiny_folder, monkeypatch):
+    """All weights are learnt in fp32, and asked in the precision that users ask in."""
+    asked = []
+
+    def seen(model, probe, **named):
+        asked.append(next(model.model.parameters()).dtype)
+        return run_probe(model, probe, **named)
+
+    monkeypatch.setattr("ragkit.evaluation.probes.run_probe", seen)
+    assert train(tiny_folder, "--full", "--precision=bf16", "--probes", "held.jsonl") == 0
+    assert asked == [torch.bfloat16] * 2
+    kept = load_file(place / "out" / "model.safetensors")
+    assert {tensor.dtype for tensor in kept.values()} == {torch.float32}
+
+
+def test_of_the_shares_that_the_gate_lets_through_the_best_is_taken():
+    def told(f1, lost):
+        return {"conditions": {"after": {"F1": {"mean": f1}}}, "forgetting": lost}
+
+    of = {0.25: told(0.2, 0.0), 0.5: told(0.4, 0.1), 1.0: told(0.9, 0.3)}
+    assert _taken(of, None) == 1.0
+    assert _taken(of, 0.1) == 0.5
+    assert _taken(of, 0.05) == 0.25
+    assert _taken({0.5: told(0.4, 0.1), 1.0: told(0.9, 0.3)}, 0.05) == 0.5  # the least forgotten
+
+
+def test_mined_negatives_are_the_first_distractors(place, tiny_folder, monkeypatch):
+    mined, seen, row = Document("mined", "Bismuth melts at 271."), set(), GeneratorRun.row
+    asked = [replace(e, negatives=(mined,)) for e in read_questions(place / "q.jsonl")]
+    write_questions(place / "mined.jsonl", asked)
+
+    def told(self, draw, of):
+        seen.update(hit.document.id for hit in draw.hits[:1])
+        return row(self, draw, of)
+
+    monkeypatch.setattr(GeneratorRun, "row", told)
+    options = ("--mix=distractors:1", "--qrels=q.tsv", "--passages=1", "--questions=mined.jsonl")
+    assert train(tiny_folder, *options) == 0
+    assert seen == {"mined"}
 
 
 def test_another_base_or_chat_template_is_refused(place, tiny_folder, tmp_path):
@@ -392,7 +443,15 @@ def test_another_base_or_chat_template_is_refused(place, tiny_folder, tmp_path):
         (["--replay=probe.jsonl", "--probes", "probe.jsonl"], 2, "it is trained on"),
         (["--probes", "gone.jsonl"], 1, "gone.jsonl"),
         (["--average=2"], 2, "--average"),
-        (["--passages=0"], 2, "must reach 1"),
+        (["--passages=0"], 2, "at least 1 is shown"),
+        (["--passages=0-2"], 2, "at least 1 is shown"),
+        (["--full", "--lora=8"], 2, "--lora has no effect"),
+        (["--deviations=2"], 2, "--deviations has no effect"),
+        (["--loss=overtone", "--least=-1"], 2, "least must be"),
+        (["--report-to=nonsense"], 2, "--report-to 'nonsense'"),
+        (["--clip=nan"], 2, "clip nan"),
+        (["--learning-rate=-1"], 2, "learning rate -1.0: expected"),
+        (["--prompt=sonnet"], 2, "sonnet"),
         (["--replay=empty.jsonl"], 1, "empty.jsonl"),
         (["--mix=distractors:1", "--qrels=other.tsv"], 1, "judges none"),
     ],
@@ -426,7 +485,7 @@ def test_where_nothing_helps_the_target_abstains(run):
 
 def test_citations_are_counted_over_questions_and_seeds(run):
     """By hand: tin and lead are shown; 3 of 7 citations are gold, 3 of 4 gold ones are cited."""
-    checked = Checked(seeds=[0, 1], shares=[1.0], mix=run.mix, passages=(1, 2))
+    checked = Checked([0, 1], [1.0], run.mix, (1, 2), Smoothing(), [])
     answers = [
         ["232 [1]", "327 [1][2]", "419 [1]", "1538"],
         ["232", "327 [2], [7]", "419 [2]", "1538 [1]"],

@@ -1,19 +1,21 @@
 """Packed rows against rows read one by one, by a plain pass through everything."""
 
 import random
+from copy import deepcopy
 from dataclasses import replace
 from itertools import product
 
 import pytest
 import torch
 from jinja2 import TemplateError
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.utils.data import Dataset
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ragkit.errors import DataError
 from ragkit.models import Generator
 from ragkit.models.names import resolve
+from ragkit.models.prompt_ids import PromptEncoder
 from ragkit.prompts import Message, Part, Prompt
 from ragkit.training.keeper import LoopSettings
 from ragkit.training.loop import train
@@ -395,6 +397,20 @@ def test_no_document_or_answer_changes_a_role(generator):
         assert found[0] == found[1] != []
     assert [token for token in spelled.answer if token in special] == [spelled.answer[-1]]
     assert len(spelled.answer) > len(plain.answer)
+
+
+def test_tokens_that_are_added_and_not_special_are_spelled_out_too(generator):
+    """Such as <think>, which no tokenizer holds back."""
+    tokenizer = deepcopy(generator.tokenizer)
+    tokenizer.add_tokens([AddedToken(text, special=False) for text in ("<think>", "</tool>")])
+    added = {tokenizer.convert_tokens_to_ids(text) for text in ("<think>", "</tool>")}
+    encoder = PromptEncoder(tokenizer, generator.encoder.chat)
+    text = "Tin.<think>It<think> melts</tool><think>"
+    assert added < set(tokenizer.encode(text, split_special_tokens=True))
+    ids = encoder.data_ids(text)
+    assert added.isdisjoint(ids)
+    assert tokenizer.decode(ids).replace(" ", "") == text.replace(" ", "")
+    assert encoder.data_ids("Tin melts.") == generator.encoder.data_ids("Tin melts.")
 
 
 def test_a_row_longer_than_the_window_is_refused(generator):
