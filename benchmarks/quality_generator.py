@@ -4,23 +4,26 @@
     python benchmarks/quality_generator.py --parts as-is,overtone,replay,keep,average
 
 Each part learns from the same train questions of SQuAD with BM25's passages, in an adapter or in
-virtual tokens, the best step chosen on 48 more of them; what is learnt and answered is kept in
-`--work`. All parts answer the same dev questions: without passages, with those retrieved, with the
-gold passage alone and among distractors, and with distractors alone; and questions of nq_wiki that
-its passages do not answer. In the last two it is right to abstain. General ability is measured
-before and after, on items and on passages of a set that nothing was learnt from.
+virtual tokens, the best step chosen on 48 more of them. What is learnt and answered is kept in
+`--work`, and what is finished in the results, answers included: seeds and parts that are there are
+not made again, on whatever machine they were. All parts answer the same dev questions: without
+passages, with those retrieved, with the gold passage alone and among distractors, and with
+distractors alone; and questions of nq_wiki that its passages do not answer. In the last two it is
+right to abstain. General ability is measured before and after, on items and on passages of a set
+that nothing was learnt from.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from measure import data_folder, same_settings, save
+from measure import RESULTS, data_folder, same_settings, save
 from quality_tokens import learn, settings_of, tasks
 from rich.console import Console
 
@@ -60,6 +63,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "keep": {"mix": AS_IS, "keep": 1},
     "average": {"average": 0.5, "on": "as-is"},
 }
+REFERENCE = "as-is"  # what the other parts are compared with
 RATES = {"tokens": 1e-2, "adapter": 2e-3}
 UNANSWERABLE = "unanswerable"
 PROBES = ("arc-easy", "piqa")
@@ -69,7 +73,6 @@ def main() -> None:
     """Train and ask the parts, and write what came of each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parts", default="base,tokens,as-is,mixed,both")
-    parser.add_argument("--name", default="generator/squad", help="of the results")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--train", type=int, default=240)
     parser.add_argument("--dev", type=int, default=500)
@@ -94,31 +97,47 @@ def main() -> None:
         asked = contexts_of(dev, arguments)
         probes = general(arguments) if arguments.probes else []
         before = [run_probe(base, probe, cache=cache_folder() / "probes") for probe in probes]
-        texts: dict[str, dict[str, list[list[str]]]] = {}
-        rows: list[dict[str, Any]] = []
         for part in arguments.parts.split(","):
-            seeds = [0] if part == "base" else [int(s) for s in arguments.seeds.split(",")]
-            found = []
-            for seed in seeds:
-                model, history = learnt(part, seed, base, train, arguments, progress)
-                told = said(part, seed, model, asked, arguments, progress)
-                after = [
-                    run_probe(model, probe, cache=cache_folder() / "probes") for probe in probes
-                ]
+            runs = known(part, arguments)
+            for seed in ["0"] if part == "base" else arguments.seeds.split(","):
+                if seed in runs and runs[seed]["answers"].keys() >= asked.keys():
+                    continue
+                model, history = learnt(part, int(seed), base, train, arguments, progress)
+                told = said(part, int(seed), model, asked, arguments, progress)
+                after = [run_probe(model, each, cache=cache_folder() / "probes") for each in probes]
                 changes = {
                     b.probe: {n: asdict(e) for n, e in compare_probes(b, a).items()}
                     for b, a in zip(before, after, strict=True)
                 }
-                found.append((told, changes, history))
-            texts[part] = {context: [told[context] for told, _, _ in found] for context in asked}
-            row = {"part": part, "way": PARTS[part], "contexts": measured(asked, texts[part])}
-            row |= {"probes": [c for _, c, _ in found], "training": [h for *_, h in found]}
-            Console(width=120).print(row)
-            rows.append(row)
-    if len(texts) > 1:
-        rows.append({"part": "differences", "contexts": differences(asked, texts)})
-    used = {name: str(value) for name, value in vars(arguments).items() if name != "work"}
-    save(arguments.name, rows, used)
+                runs[seed] = {"answers": told, "probes": changes, "training": history}
+                row = {"part": part, "way": PARTS[part], "contexts": measured(asked, runs)}
+                save(f"generator/{part}", [row | {"runs": runs}], used(arguments))
+                Console(width=120).print(row)
+    parts = {part: runs for part in PARTS if (runs := known(part, arguments))}
+    if parts.keys() > {REFERENCE}:
+        found = {"part": "differences", "contexts": differences(asked, parts)}
+        save("generator/differences", [found], used(arguments))
+
+
+def used(arguments: Any) -> dict[str, str]:
+    """Return the settings in which the runs of all parts agree."""
+    free = {"parts", "seeds", "work", "prefix_cache", "contexts"}
+    return {name: str(value) for name, value in vars(arguments).items() if name not in free}
+
+
+def known(part: str, arguments: Any) -> dict[str, dict[str, Any]]:
+    """Return the runs of a part that its results hold, by seed; they are not made again.
+
+    Ends where they were made with other settings.
+    """
+    path = RESULTS / "generator" / f"{part}.json"
+    if not path.exists():
+        return {}
+    found = read_json(path)
+    if found["settings"] != used(arguments):
+        sys.exit(f"{path} tells of other settings: give the same, or remove it")
+    runs: dict[str, dict[str, Any]] = found["rows"][0]["runs"]
+    return runs
 
 
 Asked = dict[str, tuple[Sequence[Example], Sequence[Sequence[Hit]]]]
@@ -270,21 +289,32 @@ def said(
     return found
 
 
-def measured(asked: Asked, texts: Mapping[str, list[list[str]]]) -> dict[str, Any]:
+def measured(asked: Asked, runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return each context's scores, among them how often the answer was that there is none."""
     return {
-        context: scored(examples, {context: texts[context]})["conditions"][context]
+        context: scored(examples, {context: texts_of(runs, context)})["conditions"][context]
         for context, (examples, _) in asked.items()
     }
 
 
-def differences(asked: Asked, texts: Mapping[str, dict[str, list[list[str]]]]) -> dict[str, Any]:
-    """Return by context how far the last part is from each other one, paired by question."""
-    return {
-        context: scored(examples, {part: of[context] for part, of in texts.items()})["differences"]
-        for context, (examples, _) in asked.items()
-        if context != UNANSWERABLE
-    }
+def texts_of(runs: Mapping[str, Mapping[str, Any]], context: str) -> list[list[str]]:
+    """Return the answers in a context: texts [seeds, questions]."""
+    return [run["answers"][context] for _, run in sorted(runs.items())]
+
+
+def differences(asked: Asked, parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return by context how far the reference is from each other part, paired by question."""
+    found = {}
+    for context, (examples, _) in asked.items():
+        order = [*(part for part in parts if part != REFERENCE), REFERENCE]
+        texts = {
+            part: texts_of(parts[part], context)
+            for part in order
+            if all(context in run["answers"] for run in parts[part].values())
+        }
+        if context != UNANSWERABLE and REFERENCE in texts:
+            found[context] = scored(examples, texts)["differences"]
+    return found
 
 
 if __name__ == "__main__":

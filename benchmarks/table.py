@@ -227,9 +227,10 @@ def forgetting(rows: Sequence[dict[str, Any]]) -> str:
     lines = []
     for row in sorted(_parts(rows), key=_part_place):
         if row["part"] != "base":
-            measures = {probe: _shown(of) for probe, of in row["probes"][0].items()}
+            changes = [run["probes"] for run in row["runs"].values()]
+            measures = {probe: _shown(of) for probe, of in changes[0].items()}
             probes = (
-                _over_seeds([of[probe][measure] for of in row["probes"]])
+                _over_seeds([of[probe][measure] for of in changes])
                 for probe, measure in measures.items()
             )
             em, f1 = (_mean(row["contexts"]["retrieved"][measure]) for measure in ("EM", "F1"))
