@@ -69,13 +69,13 @@ class LoopSettings:
         """
         if min(self.steps, self.batch, self.micro_batch, self.evaluate_every) < 1:
             raise SettingsError("steps, batch, micro-batch and evaluate-every must be at least 1")
-        for name, fits, wanted in (
-            ("learning rate", 0 < self.learning_rate < 10, "a number above 0, below 10"),
-            ("warmup", 0 <= self.warmup <= 1, "a share of the steps, from 0 to 1"),
-            ("clip", 0 < self.clip < math.inf, "a number above 0"),
+        rate, warmup, clip = self.learning_rate, self.warmup, self.clip
+        for name, value, fits, wanted in (
+            ("learning rate", rate, 0 < rate < 10, "a number above 0, below 10"),
+            ("warm-up", warmup, 0 <= warmup <= 1, "a share of the steps, from 0 to 1"),
+            ("clip", clip, 0 < clip < math.inf, "a number above 0"),
         ):
             if not fits:
-                value = getattr(self, name.replace(" ", "_"))
                 raise SettingsError(f"{name} {value}: expected {wanted}")
         size = min(self.micro_batch, max(1, self.batch // processes))
         if self.batch % (size * processes):
