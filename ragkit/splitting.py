@@ -146,7 +146,7 @@ def _pieces(
             continue
         units = _units(document.text, sentences(document.text, language), tokens, budget)
         for number, (start, end) in enumerate(_pack(units, tokens, budget, overlap), 1):
-            yield _piece(document, number, start, end)
+            yield piece_of(document, number, start, end)
 
 
 def parent_of(document: Document) -> str | None:
@@ -159,7 +159,8 @@ def parent_of(document: Document) -> str | None:
     return parent if split_off else None
 
 
-def _piece(document: Document, number: int, start: int, end: int) -> Document:
+def piece_of(document: Document, number: int, start: int, end: int) -> Document:
+    """Return the n-th piece of a document, from its text's characters `start` to `end`."""
     parent = parent_of(document)
     parent, base = (document.id, 0) if parent is None else (parent, document.metadata["start"])
     place = {"parent": parent, "start": base + start, "end": base + end}

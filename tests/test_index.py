@@ -176,7 +176,7 @@ def test_the_manifest_says_what_there_is(pristine, encoder):
     assert index.manifest["ann"]["built"] == "HNSW32,Flat"
     files = [path for path in pristine.rglob("*") if path.is_file()]
     assert {path.relative_to(pristine).as_posix() for path in files} == {
-        "manifest.json", *index._files()
+        "manifest.json", *index.files()
     }  # fmt: skip
     sizes = sum(path.stat().st_size for path in files)
     assert index.size() == sizes - (pristine / "manifest.json").stat().st_size
@@ -279,9 +279,9 @@ def test_replace(tmp_path, encoder, small_segments):
     assert old.documents[0] == DOCUMENTS[0] and old.dense.dimension == 16
     new = Index.build(path, OTHERS, stores=("bm25",), replace=True)
     same(new, OTHERS)
-    assert not before.keys() & set(new._files())
+    assert not before.keys() & set(new.files())
     files = {path.relative_to(new.path).as_posix() for path in path.rglob("*") if path.is_file()}
-    assert files == {"manifest.json", *new._files()}
+    assert files == {"manifest.json", *new.files()}
     # A reader of the old index still reads what it has mapped.
     assert list(old.documents) == DOCUMENTS
 
@@ -344,7 +344,7 @@ def test_an_interrupted_build_leaves_what_was_there(
     index = build(encoder=hash_encoder())
     same(index, OTHERS)
     files = {name for name, data in listing(path).items() if data is not None}
-    assert files == {"manifest.json", *index._files()}
+    assert files == {"manifest.json", *index.files()}
 
 
 def test_what_a_killed_build_left_is_in_nobodys_way(tmp_path):
@@ -360,7 +360,7 @@ def test_what_a_killed_build_left_is_in_nobodys_way(tmp_path):
         file.write_text("half a li")
     index = Index.build(tmp_path / "kb", OTHERS, stores=("bm25",))
     same(index, OTHERS)
-    assert set(files_of(tmp_path / "kb")) == {"manifest.json", *index._files()}
+    assert set(files_of(tmp_path / "kb")) == {"manifest.json", *index.files()}
 
 
 @pytest.mark.parametrize(
@@ -447,7 +447,7 @@ Index.build({str(path)!r}, documents(), stores=("bm25",))
     assert len(listing(path)) >= 4 and (path / ".lock").exists()
     index = Index.build(path, OTHERS, stores=("bm25",))
     same(index, OTHERS)
-    assert set(files_of(path)) == {"manifest.json", *index._files()}
+    assert set(files_of(path)) == {"manifest.json", *index.files()}
 
 
 def test_retrievers_outlive_a_rebuild_and_what_was_not_mapped_says_why(tmp_path, encoder):

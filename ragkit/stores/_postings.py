@@ -54,6 +54,16 @@ def fill_postings(numbers: Array, lengths: Array, indptr: Array) -> tuple[Array,
 
 
 @njit(cache=True, nogil=True)
+def count_chosen(indptr: Array, postings: Array, chosen: Array) -> Array:
+    """Return in how many of the chosen documents each term occurs, shape [terms]."""
+    sizes = np.zeros(len(indptr) - 1, np.int64)
+    for term in range(len(sizes)):
+        for i in range(indptr[term], indptr[term + 1]):
+            sizes[term] += chosen[postings[i]]
+    return sizes
+
+
+@njit(cache=True, nogil=True)
 def _worse(score: float, row: int, other_score: float, other_row: int) -> bool:
     return score < other_score or (score == other_score and row > other_row)
 

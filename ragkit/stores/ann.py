@@ -191,11 +191,25 @@ class Ann:
             return index.search(vectors, k)  # type: ignore[no-any-return]
         bits = np.packbits(mask[: self.size], bitorder="little")
         selector = faiss.IDSelectorBitmap(bits)
-        if isinstance(index, faiss.IndexHNSW):
-            ef = max(k, index.hnsw.efSearch)
-            parameters = faiss.SearchParametersHNSW(sel=selector, efSearch=ef)
-        elif isinstance(index, faiss.IndexIVF):
-            parameters = faiss.SearchParametersIVF(sel=selector, nprobe=index.nprobe)
-        else:
+        parameters = _filtering(index, selector, k)
+        if parameters is None:
             return None
         return index.search(vectors, k, params=parameters)  # type: ignore[no-any-return]
+
+
+def _filtering(index: Any, selector: Any, k: int) -> Any:
+    """Return the parameters of a search among selected rows; None where there is no such search."""
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexPreTransform):
+        inner = _filtering(index.index, selector, k)
+        return inner and faiss.SearchParametersPreTransform(index_params=inner)
+    if isinstance(index, faiss.IndexRefine):
+        factor = index.k_factor
+        inner = _filtering(index.base_index, selector, round(k * factor))
+        return inner and faiss.IndexRefineSearchParameters(k_factor=factor, base_index_params=inner)
+    if isinstance(index, faiss.IndexHNSW):
+        ef = max(k, index.hnsw.efSearch)
+        return faiss.SearchParametersHNSW(sel=selector, efSearch=ef)
+    if isinstance(index, faiss.IndexIVF):
+        return faiss.SearchParametersIVF(sel=selector, nprobe=index.nprobe)
+    return None

@@ -7,9 +7,8 @@ computed in double precision, term at a time, over the postings of the query's t
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -20,16 +19,16 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import IndexStateError, SettingsError
+from ..errors import SettingsError
 from . import _postings
-from .analysis import Analyser, Vocabulary
+from .analysis import Analyser
+from .live import Live, Rows
+from .postings import Postings
 
 Variant: TypeAlias = Literal["lucene", "okapi", "l", "plus"]
-Rows: TypeAlias = NDArray[np.int64]
 Scores: TypeAlias = NDArray[np.float64]
 
 _DELTA = {"lucene": 0.0, "okapi": 0.0, "l": 0.5, "plus": 1.0}
-_FILES = ("indptr", "rows", "counts", "lengths")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,44 +78,11 @@ class Bm25Settings:
         return _DELTA[self.variant] if self.delta is None else self.delta
 
 
-def write_postings(folder: Path, texts: Iterable[str], analyser: Analyser) -> None:
-    """Write a segment's postings: `terms.json` and, as .npy, indptr, rows, counts, lengths.
-
-    The postings of term t are `rows[indptr[t]:indptr[t+1]]` (ascending) with frequencies `counts`;
-    `lengths` are the documents' numbers of terms.
-    """
-    vocabulary = Vocabulary(analyser)
-    numbers, lengths = vocabulary.number(texts)
-    sizes = _postings.count_terms(numbers, lengths, len(vocabulary.terms))
-    indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])
-    rows, counts = _postings.fill_postings(numbers, lengths, indptr)
-    if not counts.size or counts.max() < 1 << 16:
-        counts = counts.astype(np.uint16)
-    folder.mkdir()
-    arrays = (indptr, rows, counts, lengths.astype(np.int32))
-    for name, array in zip(_FILES, arrays, strict=True):
-        np.save(folder / f"{name}.npy", array)
-    (folder / "terms.json").write_text(json.dumps(vocabulary.terms), encoding="utf-8")
-
-
-class _Segment:
-    def __init__(self, folder: Path) -> None:
-        arrays = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in _FILES)
-        self.indptr, self.rows, self.counts, self.lengths = arrays
-        terms = json.loads((folder / "terms.json").read_text(encoding="utf-8"))
-        self.terms: dict[str, int] = {term: number for number, term in enumerate(terms)}
-        if len(self.indptr) != len(terms) + 1 or len(self.rows) != self.indptr[-1]:
-            raise IndexStateError(
-                f"{folder}: postings and terms do not fit. Build the index again."
-            )
-
-    def frequency(self, term: str) -> int:
-        number = self.terms.get(term)
-        return 0 if number is None else int(self.indptr[number + 1] - self.indptr[number])
-
-
 class Bm25Store:
     """BM25 over the postings of one or several segments.
+
+    Statistics, scores and rows are those of live documents alone, as if postings held no others;
+    `deleted` holds the others' rows within each segment.
 
     Raises:
         IndexStateError: the postings do not fit together.
@@ -128,15 +94,17 @@ class Bm25Store:
         analyser: Analyser,
         settings: Bm25Settings | None = None,
         *,
+        deleted: Sequence[Rows] = (),
         threads: int | None = None,
     ) -> None:
         self.analyser = analyser
         self.settings = settings or Bm25Settings()
-        self._segments = [_Segment(folder) for folder in folders]
+        none = [np.empty(0, np.int64) for _ in folders]
+        pairs = zip(folders, deleted or none, strict=True)
+        self._segments = [Postings(folder, rows) for folder, rows in pairs]
         self._threads = threads
-        sizes = [len(segment.lengths) for segment in self._segments]
-        self.starts: list[int] = [0, *np.cumsum(sizes, dtype=int).tolist()]
-        total = sum(int(segment.lengths.sum(dtype=np.int64)) for segment in self._segments)
+        self._live = Live([len(segment.lengths) for segment in self._segments], deleted)
+        total = sum(segment.length for segment in self._segments)
         self._average = total / len(self) if total else 1.0
         self._lock = Lock()
         self._reset()
@@ -156,7 +124,7 @@ class Bm25Store:
         return other
 
     def __len__(self) -> int:
-        return self.starts[-1]
+        return len(self._live)
 
     def _weigh_postings(self, place: int, terms: NDArray[np.int64]) -> None:
         segment, settings = self._segments[place], self.settings
@@ -174,10 +142,11 @@ class Bm25Store:
     @cached_property
     def _mean_idf(self) -> float:
         if len(self._segments) == 1:
-            frequencies = np.diff(self._segments[0].indptr)
+            frequencies = self._segments[0].frequencies()
         else:
             terms = set().union(*(segment.terms for segment in self._segments))
             frequencies = np.array([self._frequency(term) for term in terms])
+        frequencies = frequencies[frequencies > 0]  # a term of deleted documents alone is none
         if not frequencies.size:
             return 0.0
         return float(np.mean(np.log(len(self) - frequencies + 0.5) - np.log(frequencies + 0.5)))
@@ -228,7 +197,7 @@ class Bm25Store:
             raise SettingsError(f"k must be at least 1, not {k}")
         weights = [self._weights(text) for text in texts]
         found = [
-            self._search_segment(place, weights, k, mask) for place in range(len(self.starts) - 1)
+            self._search_segment(place, weights, k, mask) for place in range(len(self._segments))
         ]
         all_rows, all_scores = found[0] if len(found) == 1 else _merge(found, len(texts), k)
         if self.settings.variant == "plus":
@@ -250,10 +219,11 @@ class Bm25Store:
     def _search_segment(
         self, place: int, weights: list[dict[str, float]], k: int, mask: NDArray[np.bool_] | None
     ) -> tuple[list[Rows], list[Scores]]:
-        segment, start = self._segments[place], self.starts[place]
+        segment, live = self._segments[place], self._live
         numbers, factors, indptr = _postings.pack_queries(weights, segment.terms)
         self._weigh_postings(place, numbers)
-        allowed = np.empty(0, np.bool_) if mask is None else mask[start : self.starts[place + 1]]
+        allowed = live.allowed(place, mask)
+        allowed = np.empty(0, np.bool_) if allowed is None else allowed
         k = min(k, len(segment.lengths))
         rows = np.full((len(weights), k), -1, np.int64)
         scores = np.zeros((len(weights), k))
@@ -274,7 +244,7 @@ class Bm25Store:
                 list(pool.map(work, range(threads)))
         sizes = (rows >= 0).sum(axis=1)
         return (
-            [row[:size] + start for row, size in zip(rows, sizes, strict=True)],
+            [live.number(place, row[:size]) for row, size in zip(rows, sizes, strict=True)],
             [score[:size] for score, size in zip(scores, sizes, strict=True)],
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -15,10 +15,11 @@ from ..errors import DataError, SettingsError
 from ..types import Document, Progress
 from .analysis import Analyser
 from .ann import AnnSettings, build_ann, check_ann
-from .bm25 import Bm25Settings, write_postings
-from .documents import DocumentStore, DocumentWriter
-from .embeddings import DocumentEncoder, write_embeddings
+from .bm25 import Bm25Settings
+from .documents import DocumentStore, DocumentWriter, document_line
+from .embeddings import DocumentEncoder, Vector, write_embeddings
 from .folder import ann_name, check_folder, commit, segment_name, staging
+from .postings import write_postings
 
 FORMAT = 1
 SEGMENT_DOCUMENTS = 100_000
@@ -55,15 +56,16 @@ def build_index(
         folders = _write_documents(place, documents, progress)
         if "bm25" in stores:
             analyser = analyser or Analyser()
-            _write_bm25(folders, analyser, progress)
+            write_bm25(folders, analyser, progress)
             manifest["analyser"] = analyser.to_json()
             manifest["bm25"] = asdict(bm25 or Bm25Settings())
         if dense_encoder:
             manifest["encoder"] = dict(dense_encoder.describe())
             files = [folder / "embeddings.npy" for folder in folders]
-            write_dense(folders, files, dense_encoder, progress)
+            parts = [DocumentStore([folder]) for folder in folders]
+            write_dense(parts, files, dense_encoder, progress)
             write_ann(place, folders, ann, manifest, progress)
-        manifest["segments"] = [_segment(folder) for folder in folders]
+        manifest["segments"] = [segment_record(folder) for folder in folders]
         publish(path, place, manifest)
 
 
@@ -80,31 +82,65 @@ def check_build(path: Path, stores: Sequence[str], replace: bool) -> None:
     check_folder(path, replace)
 
 
+class SegmentsWriter:
+    """Writes documents into new segments of a staging place, the next one when one is full.
+
+    Args:
+        place: where they are staged.
+        number: the first segment's number.
+    """
+
+    def __init__(self, place: Path, number: int = 1) -> None:
+        self.folders: list[Path] = []
+        self._place, self._number = place, number
+        self._writer: DocumentWriter | None = None
+        self._full = 0
+
+    def __len__(self) -> int:
+        return self._full + (len(self._writer) if self._writer else 0)
+
+    def add(self, identifier: str, line: bytes) -> None:
+        """Append a document, by its id and its `document_line`."""
+        if self._writer is None or len(self._writer) >= SEGMENT_DOCUMENTS:
+            self.close()
+            name = segment_name(self._number + len(self.folders))
+            self.folders.append(self._place / name)
+            self.folders[-1].mkdir()
+            self._writer = DocumentWriter(self.folders[-1])
+        self._writer.add(identifier, line)
+
+    def close(self) -> None:
+        """Finish the last segment."""
+        if self._writer:
+            self._writer.close()
+            self._full, self._writer = len(self), None
+
+
 def _write_documents(place: Path, documents: Iterable[Document], progress: Progress) -> list[Path]:
-    folders: list[Path] = []
-    writer: DocumentWriter | None = None
+    writer = SegmentsWriter(place)
     seen: set[str] = set()
     for document in documents:
         if document.id in seen:
             raise DataError(f"two documents have the id {document.id!r}; ids must be unique")
         seen.add(document.id)
-        if writer is None or len(writer) == SEGMENT_DOCUMENTS:
-            if writer:
-                writer.close()
-            folders.append(place / segment_name(len(folders) + 1))
-            folders[-1].mkdir()
-            writer = DocumentWriter(folders[-1])
-        writer.add(document)
+        writer.add(document.id, document_line(document))
         if len(seen) % 1000 == 0:
             progress("read documents", len(seen), None)
-    if writer is None:
+    if not seen:
         raise DataError("there are no documents to index")
     writer.close()
     progress("read documents", len(seen), len(seen))
-    return folders
+    return writer.folders
 
 
-def _write_bm25(folders: Sequence[Path], analyser: Analyser, progress: Progress) -> None:
+def write_bm25(folders: Sequence[Path], analyser: Analyser, progress: Progress) -> None:
+    """Write the postings of staged segments.
+
+    Args:
+        folders: the segments, with their documents.
+        analyser: makes terms of texts.
+        progress: told of the documents done.
+    """
     total = len(DocumentStore(folders))
     done = 0
 
@@ -121,26 +157,27 @@ def _write_bm25(folders: Sequence[Path], analyser: Analyser, progress: Progress)
 
 
 def write_dense(
-    folders: Sequence[Path],
+    stores: Sequence[DocumentStore],
     files: Sequence[Path],
     encoder: DocumentEncoder,
     progress: Progress,
     *,
     resume: bool = False,
+    known: Callable[[int], Vector | None] = lambda row: None,
 ) -> int:
     """Encode the documents of segments, a file each, and return how many were encoded.
 
     Args:
-        folders: the segments.
+        stores: the documents, a store a segment.
         files: where their embeddings go.
         encoder: gives the vectors.
         progress: told of the documents done.
         resume: go on where an earlier call was stopped; see `write_embeddings`.
+        known: gives the vector of a row (counted over all stores) that needs no encoding.
     """
-    total = len(DocumentStore(folders))
+    total = sum(len(store) for store in stores)
     before = encoded = 0
-    for folder, file in zip(folders, files, strict=True):
-        store = DocumentStore([folder])
+    for store, file in zip(stores, files, strict=True):
 
         def texts(start: int, stop: int, store: DocumentStore = store) -> list[str]:
             return [store[row].contents for row in range(start, stop)]
@@ -148,7 +185,12 @@ def write_dense(
         def report(done: int, before: int = before) -> None:
             progress("encode", before + done, total)
 
-        encoded += write_embeddings(file, encoder, texts, len(store), report, resume=resume)
+        def vector(row: int, before: int = before) -> Vector | None:
+            return known(before + row)
+
+        encoded += write_embeddings(
+            file, encoder, texts, len(store), report, resume=resume, known=vector
+        )
         before += len(store)
     return encoded
 
@@ -166,20 +208,24 @@ def write_ann(
         place: where it is staged.
         folders: the segments, with their embeddings.
         settings: which index.
-        manifest: gets `ann`: the settings, and the index's file, hash and factory string.
+        manifest: gets `ann`: the settings, and the index's file, hash, factory string and number of
+            vectors.
         progress: told of the vectors done.
     """
     manifest["ann"] = asdict(settings) | {"file": None}
-    factory = settings.factory_for(len(DocumentStore(folders)))
+    arrays = [np.load(folder / "embeddings.npy", mmap_mode="r") for folder in folders]
+    covers = sum(len(array) for array in arrays)
+    factory = settings.factory_for(covers)
     if not factory:
         return
-    arrays = [np.load(folder / "embeddings.npy", mmap_mode="r") for folder in folders]
     name = ann_name()
     build_ann(arrays, settings, place / name, lambda done, total: progress(factory, done, total))
     manifest["ann"] |= {"file": name, "hash": file_hash(place / name), "built": factory}
+    manifest["ann"]["covers"] = covers
 
 
-def _segment(folder: Path) -> dict[str, Any]:
+def segment_record(folder: Path) -> dict[str, Any]:
+    """Return what the manifest keeps of a finished segment."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     return {
         "name": folder.name,

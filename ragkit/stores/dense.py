@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import IndexStateError, ModelError, SettingsError
 from .ann import Ann, knn
-from .embeddings import Vectors
+from .embeddings import Vectors, open_embeddings
+from .live import Live, Mask, Rows
+
+Found: TypeAlias = tuple[NDArray[np.float32], Rows]  # each of shape [queries, k]
 
 _EXACT_BELOW = 20_000  # so few allowed rows are searched exactly: faster, and nothing is missed
 
@@ -27,46 +31,65 @@ class DenseStore:
         embeddings: float32 arrays of shape [rows, dimension], one a segment, in row order.
         ann: the FAISS index over the first rows, if there is one.
         search: FAISS's search parameters, in place of the defaults.
+        deleted: the deleted rows of each segment. They are no hits, and rows are numbered as if
+            they were not there.
     """
 
     def __init__(
-        self, embeddings: Sequence[Vectors], ann: Path | None = None, search: str = ""
+        self,
+        embeddings: Sequence[Vectors],
+        ann: Path | None = None,
+        search: str = "",
+        *,
+        deleted: Sequence[Rows] = (),
     ) -> None:
         self._embeddings = list(embeddings)
-        sizes = [len(part) for part in embeddings]
-        self.starts: list[int] = [0, *np.cumsum(sizes, dtype=int).tolist()]
+        self._live = Live([len(part) for part in embeddings], deleted)
         self._ann = Ann(ann, search) if ann else None
-        if self._ann and self._ann.size not in self.starts:
+        if self._ann and self._ann.size not in self._live.held:
             raise IndexStateError(
-                f"{ann}: holds {self._ann.size} vectors, the segments {self.starts[1:]}. "
+                f"{ann}: holds {self._ann.size} vectors, the segments {self._live.held[1:]}. "
                 "Build the index again."
             )
 
+    @classmethod
+    def open(
+        cls, folders: Sequence[Path], live: Live, ann: Path | None = None, search: str = ""
+    ) -> DenseStore:
+        """Open the embeddings of segments' folders, of which these rows are live.
+
+        Raises:
+            IndexStateError: they cannot be read, or do not fit.
+        """
+        pairs = zip(folders, live.sizes, strict=True)
+        arrays = [open_embeddings(folder / "embeddings.npy", rows) for folder, rows in pairs]
+        return cls(arrays, ann, search, deleted=live.deleted)
+
     def __len__(self) -> int:
-        return self.starts[-1]
+        return len(self._live)
 
     @property
     def dimension(self) -> int:
         """The embeddings' number of components."""
         return int(self._embeddings[0].shape[1])
 
-    def vectors(self, rows: NDArray[np.int64]) -> Vectors:
+    def vectors(self, rows: Rows) -> Vectors:
         """Return the embeddings of these rows, shape [rows, dimension]."""
         out = np.empty((len(rows), self.dimension), np.float32)
-        places = np.searchsorted(self.starts, rows, side="right") - 1
+        places, within = self._live.locate(rows)
         for place in np.unique(places):
             here = places == place
-            out[here] = self._embeddings[place][rows[here] - self.starts[place]]
+            out[here] = self._embeddings[place][within[here]]
         return out
 
     def search(
         self,
         vectors: Vectors,
         k: int,
-        mask: NDArray[np.bool_] | None = None,
+        mask: Mask | None = None,
         *,
         exact: bool = False,
-    ) -> tuple[list[NDArray[np.int64]], list[NDArray[np.float32]]]:
+    ) -> tuple[list[Rows], list[NDArray[np.float32]]]:
         """Find the best `k` rows of each query vector by inner product.
 
         Args:
@@ -96,42 +119,56 @@ class DenseStore:
             raise ModelError("the encoder gave NaN or an infinity for a query")
         covered, parts = 0, []
         if self._ann and not exact and not _narrow(mask):
-            found = self._ann.search(vectors, min(k, self._ann.size), mask)
-            if found is not None and not _short(found[1], k, mask, self._ann.size):
-                parts.append(found)
+            allowed = self._live.allowed_anywhere(mask)
+            found = self._ann.search(vectors, min(k, self._ann.size), allowed)
+            if found is not None and not _short(found[1], k, allowed, self._ann.size):
+                parts.append((found[0], self._live.number_anywhere(found[1])))
                 covered = self._ann.size
-        for place, part in enumerate(self._embeddings):
-            if self.starts[place] >= covered:
-                parts.append(self._exact(vectors, k, part, self.starts[place], mask))
+        rest = (n for n in range(len(self._embeddings)) if self._live.held[n] >= covered)
+        parts += [self._exact(vectors, k, place, mask) for place in rest]
         return _merge(parts, k)
 
-    def _exact(
-        self, vectors: Vectors, k: int, part: Vectors, start: int, mask: NDArray[np.bool_] | None
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        rows = None
-        if mask is not None:
-            rows = np.flatnonzero(mask[start : start + len(part)])
+    def _exact(self, vectors: Vectors, k: int, place: int, mask: Mask | None) -> Found:
+        part, rows, allowed = self._embeddings[place], None, self._live.allowed(place, mask)
+        if mask is not None and allowed is not None:
+            rows, allowed = np.flatnonzero(allowed), None
             part = np.ascontiguousarray(part[rows])
-        k = min(k, len(part))
+        k = min(k, len(part) if allowed is None else len(self._live.rows(place)))
         if k == 0:
             return np.empty((len(vectors), 0), np.float32), np.empty((len(vectors), 0), np.int64)
-        scores, found = knn(vectors, part, k)
-        return scores, (found if rows is None else rows[found]) + start
+        if allowed is None:
+            scores, found = knn(vectors, part, k)
+        else:
+            scores, found = _sift(vectors, part, k, allowed)
+        return scores, self._live.number(place, found if rows is None else rows[found])
 
 
-def _narrow(mask: NDArray[np.bool_] | None) -> bool:
+def _sift(vectors: Vectors, part: Vectors, k: int, allowed: Mask) -> Found:
+    """Search a segment of which some rows are deleted, without copying the others.
+
+    So many more are looked for that each query finds `k`, which are then the best.
+    """
+    wanted = 16 + k * len(part) // int(allowed.sum())
+    while True:
+        scores, rows = knn(vectors, part, min(wanted, len(part)))
+        order = np.argsort(~allowed[rows], axis=1, kind="stable")[:, :k]
+        rows = np.take_along_axis(rows, order, 1)
+        if allowed[rows].all():
+            return np.take_along_axis(scores, order, 1), rows
+        wanted *= 2
+
+
+def _narrow(mask: Mask | None) -> bool:
     return mask is not None and int(mask.sum()) < _EXACT_BELOW
 
 
-def _short(rows: NDArray[np.int64], k: int, mask: NDArray[np.bool_] | None, size: int) -> bool:
+def _short(rows: Rows, k: int, mask: Mask | None, size: int) -> bool:
     """Tell whether an approximate search found fewer rows than there are to be found."""
     possible = size if mask is None else int(mask[:size].sum())
     return bool(((rows >= 0).sum(axis=1) < min(k, possible)).any())
 
 
-def _merge(
-    parts: Sequence[tuple[NDArray[np.float32], NDArray[np.int64]]], k: int
-) -> tuple[list[NDArray[np.int64]], list[NDArray[np.float32]]]:
+def _merge(parts: Sequence[Found], k: int) -> tuple[list[Rows], list[NDArray[np.float32]]]:
     scores = np.concatenate([part[0] for part in parts], axis=1)
     rows = np.concatenate([part[1] for part in parts], axis=1)
     order = np.lexsort((rows, -scores), axis=1)[:, :k]

@@ -19,6 +19,7 @@ from ..artefacts import to_json
 from ..errors import DataError, IndexStateError, SettingsError
 from ..fields import document_record
 from ..types import Document, Where
+from .live import Live, Rows
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +102,20 @@ def check_document(document: Document) -> None:
         raise DataError(f"document {document.id!r}: its metadata is {document.metadata!r}, no dict")
 
 
+def document_line(document: Document) -> bytes:
+    """Return the line of `documents.jsonl` that holds a document.
+
+    Raises:
+        DataError: as `check_document` does, or its text cannot be stored as UTF-8, or its metadata
+            not as JSON.
+    """
+    check_document(document)
+    try:
+        return to_json(document_record(document)).encode("utf-8") + b"\n"
+    except (UnicodeEncodeError, DataError) as error:
+        raise DataError(f"document {document.id!r} cannot be stored: {error}") from error
+
+
 class DocumentWriter:
     """Writes a segment's documents: `documents.jsonl`, `offsets.npy` (bytes) and `ids.json`."""
 
@@ -113,21 +128,11 @@ class DocumentWriter:
     def __len__(self) -> int:
         return len(self._ids)
 
-    def add(self, document: Document) -> None:
-        """Append a document.
-
-        Raises:
-            DataError: as `check_document` does, or its text cannot be stored as UTF-8, or its
-                metadata not as JSON.
-        """
-        check_document(document)
-        try:
-            line = to_json(document_record(document)).encode("utf-8") + b"\n"
-        except (UnicodeEncodeError, DataError) as error:
-            raise DataError(f"document {document.id!r} cannot be stored: {error}") from error
+    def add(self, identifier: str, line: bytes) -> None:
+        """Append a document, by its id and its `document_line`."""
         self._handle.write(line)
         self._offsets.append(self._offsets[-1] + len(line))
-        self._ids.append(document.id)
+        self._ids.append(identifier)
 
     def close(self) -> None:
         """Write the offsets and the ids beside the documents."""
@@ -151,10 +156,12 @@ class _Segment:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    def line(self, row: int) -> bytes:
+        return self._bytes[int(self.offsets[row]) : int(self.offsets[row + 1])]
+
     def __getitem__(self, row: int) -> Document:
-        line = self._bytes[int(self.offsets[row]) : int(self.offsets[row + 1])]
         try:
-            record = json.loads(line)
+            record = json.loads(self.line(row))
             return Document(record["id"], record["text"], record["title"], record["metadata"])
         except (ValueError, KeyError, TypeError) as error:
             raise IndexStateError(
@@ -182,30 +189,47 @@ def _mapped(path: Path) -> bytes | mmap.mmap:
 
 
 class DocumentStore:
-    """All documents of an index, by row (0 … n-1 over its segments in order) and by id."""
+    """All documents of an index, by row (0 … n-1 over its segments in order) and by id.
 
-    def __init__(self, folders: Sequence[Path]) -> None:
+    Rows count live documents alone; `deleted` holds the others' rows within each segment.
+    """
+
+    def __init__(self, folders: Sequence[Path], deleted: Sequence[Rows] = ()) -> None:
         self._segments = [_Segment(folder) for folder in folders]
-        sizes = [len(segment) for segment in self._segments]
-        self.starts: list[int] = [0, *np.cumsum(sizes, dtype=int).tolist()]
+        self._live = Live([len(segment) for segment in self._segments], deleted)
         self._masks: dict[str, NDArray[np.bool_]] = {}
 
     def __len__(self) -> int:
-        return self.starts[-1]
+        return len(self._live)
 
     def __getitem__(self, row: int) -> Document:
+        segment, within = self._found(row)
+        return segment[within]
+
+    def line(self, row: int) -> bytes:
+        """Return the line that holds the document in this row."""
+        segment, within = self._found(row)
+        return segment.line(within)
+
+    def _found(self, row: int) -> tuple[_Segment, int]:
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)} documents")
-        place = bisect_right(self.starts, row) - 1
-        return self._segments[place][row - self.starts[place]]
+        place = bisect_right(self._live.starts, row) - 1
+        return self._segments[place], self._live.within(place, row)
 
     def __iter__(self) -> Iterator[Document]:
-        return (segment[row] for segment in self._segments for row in range(len(segment)))
+        for place, segment in enumerate(self._segments):
+            for row in self._live.rows(place):
+                yield segment[row]
 
     @cached_property
     def ids(self) -> list[str]:
         """Every document's id, by row."""
-        return [id_ for segment in self._segments for id_ in segment.ids()]
+        found: list[str] = []
+        for place, segment in enumerate(self._segments):
+            ids, rows = segment.ids(), self._live.rows(place)
+            found += ids if len(rows) == len(ids) else [ids[row] for row in rows]
+        return found
 
     @cached_property
     def rows(self) -> dict[str, int]:

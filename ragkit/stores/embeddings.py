@@ -16,6 +16,7 @@ from ..errors import DataError, IndexStateError, ModelError
 from .folder import writing
 
 Vectors: TypeAlias = NDArray[np.float32]
+Vector: TypeAlias = NDArray[np.float32]
 
 _WINDOW = 16_384  # documents encoded between two writes: long enough to sort by length
 _QUERY_SIDE = {"name", "query_prompt", "fingerprint"}
@@ -101,6 +102,7 @@ def write_embeddings(
     progress: Callable[[int], None] = lambda done: None,
     *,
     resume: bool = False,
+    known: Callable[[int], Vector | None] = lambda row: None,
 ) -> int:
     """Encode texts window by window into a float32 .npy of shape [rows, dimension].
 
@@ -112,6 +114,7 @@ def write_embeddings(
         progress: told how many rows are done.
         resume: go on where an earlier call with these arguments was stopped. How many rows are
             safe on the disk is noted beside the file, as .json.
+        known: returns the vector of a row that is not to be encoded; None of one that is.
 
     Returns:
         How many rows this call encoded.
@@ -122,13 +125,15 @@ def write_embeddings(
     """
     shape, note = (rows, encoder.dimension), path.with_suffix(".json")
     header = _header(shape)
-    done = first = _noted(note, path, header, shape) if resume else 0
+    done, encoded = _noted(note, path, header, shape) if resume else 0, 0
     if not done:
         with writing(path):
             path.write_bytes(header)
     while done < rows:
         progress(done)
-        vectors = _encode(encoder, texts, done, min(done + _WINDOW, rows), progress)
+        window = range(done, min(done + _WINDOW, rows))
+        vectors, fresh = _vectors(encoder, texts, window, known, progress)
+        encoded += fresh
         with writing(path), path.open("r+b") as handle:
             handle.truncate(handle.seek(len(header) + done * 4 * encoder.dimension))
             handle.write(vectors.data)
@@ -138,7 +143,19 @@ def write_embeddings(
                 os.fsync(handle.fileno())
                 write_json(note, {"shape": shape, "rows": done})
     progress(rows)
-    return rows - first
+    return encoded
+
+
+def copy_embeddings(
+    path: Path, vectors: Callable[[NDArray[np.int64]], Vectors], rows: range
+) -> None:
+    """Write the vectors of rows, window by window, as a file of their own."""
+    with path.open("wb") as handle:
+        for start in range(rows.start, rows.stop, _WINDOW):
+            block = vectors(np.arange(start, min(start + _WINDOW, rows.stop)))
+            if start == rows.start:
+                handle.write(_header((len(rows), block.shape[1])))
+            handle.write(np.ascontiguousarray(block, np.float32).data)
 
 
 def _header(shape: tuple[int, int]) -> bytes:
@@ -159,23 +176,43 @@ def _noted(note: Path, path: Path, header: bytes, shape: tuple[int, int]) -> int
     return rows if 0 < rows <= shape[0] and size >= len(header) + rows * 4 * shape[1] else 0
 
 
-def _encode(
+def _vectors(
     encoder: DocumentEncoder,
     texts: Callable[[int, int], list[str]],
-    start: int,
-    stop: int,
+    window: range,
+    known: Callable[[int], Vector | None],
+    progress: Callable[[int], None],
+) -> tuple[Vectors, int]:
+    """Return the vectors of a window's rows, and how many of them were encoded."""
+    given = {row: vector for row in window if (vector := known(row)) is not None}
+    rows = [row for row in window if row not in given]
+    found = texts(window.start, window.stop) if rows else []
+    wanted = found if not given else [found[row - window.start] for row in rows]
+    encoded = _encode(encoder, wanted, rows, progress) if rows else None
+    if encoded is not None and not given:
+        return encoded, len(rows)
+    vectors = np.empty((len(window), encoder.dimension), np.float32)
+    for row, vector in given.items():
+        vectors[row - window.start] = vector
+    if encoded is not None:
+        vectors[np.array(rows) - window.start] = encoded
+    return vectors, len(rows)
+
+
+def _encode(
+    encoder: DocumentEncoder,
+    texts: list[str],
+    rows: Sequence[int],
     progress: Callable[[int], None],
 ) -> Vectors:
-    """Return the vectors of rows `start` to `stop`, once they are known to be sound."""
-    vectors = encoder.encode_documents(
-        texts(start, stop), progress=lambda done: progress(start + done)
-    )
-    if vectors.shape != (stop - start, encoder.dimension):
+    """Return the texts' vectors, once they are known to be sound."""
+    vectors = encoder.encode_documents(texts, progress=lambda done: progress(rows[0] + done))
+    if vectors.shape != (len(texts), encoder.dimension):
         raise ModelError(
-            f"the encoder gave vectors of shape {vectors.shape} for {stop - start} documents, "
-            f"expected {(stop - start, encoder.dimension)}"
+            f"the encoder gave vectors of shape {vectors.shape} for {len(texts)} documents, "
+            f"expected {(len(texts), encoder.dimension)}"
         )
     if not np.isfinite(vectors).all():
-        row = start + int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
+        row = rows[int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])]
         raise ModelError(f"the encoder gave NaN or an infinity for the document in row {row}")
     return np.ascontiguousarray(vectors, np.float32)

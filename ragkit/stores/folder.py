@@ -6,9 +6,10 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from ..artefacts import read_json, sync, sync_tree, write_json
 from ..errors import DataError, IndexStateError, SettingsError
@@ -103,7 +104,9 @@ def check_folder(path: Path, replace: bool) -> None:
             )
         if not replace:
             raise SettingsError(
-                f"{path}: there is an index here already. Choose another folder, or pass --replace."
+                f"{path}: there is an index here already{_held(path)}. To change some of its "
+                f"documents: ragkit-index update CORPUS --index {path}; to build another in its "
+                "place: --replace; or choose another folder."
             )
     elif path.exists() and (not path.is_dir() or (foreign := _foreign(path))):
         seen = f" (it holds {foreign[0]})" if path.is_dir() else ""
@@ -115,6 +118,19 @@ def _is_index(path: Path) -> bool:
         return read_json(path / MANIFEST).keys() >= {"format", "segments"}
     except DataError:  # a damaged index, if all else in the folder is an index's
         return (path / "segments").is_dir() and _foreign(path) == [MANIFEST]
+
+
+def _held(path: Path) -> str:
+    """Tell what an index holds, as far as its manifest can be read."""
+    try:
+        manifest = read_json(path / MANIFEST)
+        documents = sum(segment["documents"] for segment in manifest["segments"])
+        documents -= sum(record["rows"] for record in manifest["deleted"])
+        stores = ["bm25"] * ("analyser" in manifest)
+        stores += [f"dense by {manifest['encoder']['name']}"] * ("encoder" in manifest)
+    except (DataError, KeyError, TypeError):
+        return ""
+    return f", of {documents:,} documents ({', '.join(stores)})"
 
 
 def _foreign(path: Path) -> list[str]:
@@ -164,6 +180,20 @@ def staging(path: Path, replace: bool) -> Iterator[Path]:
         for folder in created:
             with suppress(OSError):  # it is not empty
                 folder.rmdir()
+
+
+@contextmanager
+def changing(path: Path, manifest: Mapping[str, Any]) -> Iterator[Path]:
+    """Stage as `staging` does, for a change of the index that has this manifest.
+
+    Raises:
+        IndexStateError: it has another by now, or another build of this index is running.
+        SettingsError: the folder cannot be written.
+    """
+    with staging(path, replace=True) as place:
+        if read_json(path / MANIFEST) != manifest:
+            raise IndexStateError(f"{path}: replaced since it was opened. Open it again.")
+        yield place
 
 
 def _lock(file: Path) -> int:

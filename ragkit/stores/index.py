@@ -1,6 +1,7 @@
 """The index folder: immutable segments and one manifest that names the live ones.
 
-manifest.json                the only file that changes, replaced by write-then-rename
+manifest.json                the only file that changes, replaced by write-then-rename; it names the
+                             segments, and the documents in them that are deleted
 segments/000001-ab12cd/      documents.jsonl offsets.npy ids.json · bm25/ · embeddings.npy
 ann/000001-ab12cd.faiss      an approximate index over the segments, if one was asked for
 """
@@ -15,17 +16,21 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artefacts import file_hash, fingerprint, read_json
+from ..artefacts import fingerprint, read_json
 from ..errors import DataError, IndexStateError
 from ..types import Document, Progress, Where, quiet
 from .analysis import Analyser
 from .ann import AnnSettings
 from .bm25 import Bm25Settings, Bm25Store
-from .build import FORMAT, STORES, build_index
+from .build import STORES, build_index
+from .check import check_index, live_files, read_manifest
+from .compact import compact_index
 from .dense import DenseStore
 from .documents import DocumentStore, matches
-from .embeddings import DocumentEncoder, open_embeddings
+from .embeddings import DocumentEncoder
 from .folder import MANIFEST
+from .grow import Split, add_documents, delete_documents, whole
+from .live import live_rows
 from .refresh import refresh_index
 
 T = TypeVar("T")
@@ -34,15 +39,14 @@ T = TypeVar("T")
 class Index:
     """An index folder, open for reading: `Index.open` opens one, `Index.build` makes one.
 
-    `refresh` gives it another encoder.
+    `add`, `delete` and `compact` change its documents, `refresh` gives it another encoder.
     """
 
     def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
         self.path = path
         self.manifest = manifest
-        segments = manifest["segments"]
-        self._folders = [path / "segments" / segment["name"] for segment in segments]
-        self._sizes = [int(segment["documents"]) for segment in segments]
+        self.live = live_rows(manifest)
+        self.folders = [path / "segments" / segment["name"] for segment in manifest["segments"]]
 
     @classmethod
     def open(cls, path: str | Path) -> Index:
@@ -54,20 +58,7 @@ class Index:
             IndexStateError: there is no index at `path`, or it is of another format.
         """
         path = Path(path)
-        if not (path / MANIFEST).is_file():
-            raise IndexStateError(
-                f"{path}: no index here (no manifest.json). "
-                f"Build one with: ragkit-index build CORPUS --index {path}"
-            )
-        try:
-            manifest = read_json(path / MANIFEST)
-        except DataError as error:
-            raise IndexStateError(f"{error}. Build the index again.") from error
-        if manifest.get("format") != FORMAT:
-            raise IndexStateError(
-                f"{path}: index format {manifest.get('format')!r}, this ragkit reads {FORMAT}. "
-                "Build the index again with this version."
-            )
+        manifest = read_manifest(path)
         try:
             return cls(path, manifest)
         except (KeyError, TypeError, ValueError) as error:
@@ -130,13 +121,60 @@ class Index:
         refresh_index(self, encoder, progress)
         return Index.open(self.path)
 
+    def add(
+        self,
+        documents: Iterable[Document],
+        *,
+        encoder: DocumentEncoder | None = None,
+        update: bool = False,
+        split: Split = whole,
+        progress: Progress = quiet,
+    ) -> Index:
+        """Add documents, and open the index that is then there; nothing else is built again.
+
+        What the index holds already, byte for byte, stays as it is, and only texts that its
+        document had no vector of are encoded. Until the last step the old index is there.
+
+        Args:
+            documents: read once; ids must be unique.
+            encoder: the one that the index was built with; for the dense store.
+            update: whether a document may take the place of one of the same id, and of its pieces.
+            split: gives the pieces of a document, as `ragkit.splitting.split` does.
+            progress: told of each stage.
+
+        Raises:
+            DataError: an id that is there already, or as `build` does.
+            IndexStateError: the index was built with another encoder, or as `refresh` does.
+        """
+        add_documents(self, documents, encoder, update, split, progress)
+        return Index.open(self.path)
+
+    def delete(self, ids: Iterable[str]) -> Index:
+        """Delete documents, with all pieces split off them, and open the index that is then there.
+
+        Raises:
+            DataError: there is no document of such an id.
+            SettingsError: no document would be left. Other errors are those of `refresh`.
+        """
+        delete_documents(self, ids)
+        return Index.open(self.path)
+
+    def compact(self, *, progress: Progress = quiet) -> Index:
+        """Merge segments, without their deleted rows, and open the index that is then there.
+
+        It is as one that was built of the same documents; nothing is encoded. Errors are those of
+        `refresh`.
+        """
+        compact_index(self, progress)
+        return Index.open(self.path)
+
     def __len__(self) -> int:
-        return sum(self._sizes)
+        return len(self.live)
 
     @cached_property
     def documents(self) -> DocumentStore:
         """The documents, by row and by id."""
-        return self._opened(lambda: DocumentStore(self._folders))
+        return self._opened(lambda: DocumentStore(self.folders, self.live.deleted))
 
     @cached_property
     def bm25(self) -> Bm25Store:
@@ -150,7 +188,8 @@ class Index:
         def load() -> Bm25Store:
             analyser = Analyser.from_json(self.manifest["analyser"])
             settings = Bm25Settings(**self.manifest["bm25"])
-            return Bm25Store([folder / "bm25" for folder in self._folders], analyser, settings)
+            folders = [folder / "bm25" for folder in self.folders]
+            return Bm25Store(folders, analyser, settings, deleted=self.live.deleted)
 
         return self._opened(load)
 
@@ -166,9 +205,7 @@ class Index:
         def load() -> DenseStore:
             ann = self.manifest["ann"]
             file = self.path / "ann" / ann["file"] if ann["file"] else None
-            pairs = zip(self._folders, self._sizes, strict=True)
-            arrays = [open_embeddings(folder / "embeddings.npy", rows) for folder, rows in pairs]
-            return DenseStore(arrays, file, ann["search"])
+            return DenseStore.open(self.folders, self.live, file, ann["search"])
 
         return self._opened(load)
 
@@ -208,9 +245,9 @@ class Index:
 
     def documents_fingerprint(self) -> str:
         """Return one hash of the documents alone, whatever the stores over them."""
-        segments = self.manifest["segments"]
+        segments, deleted = self.manifest["segments"], self.manifest.get("deleted", [])
         return self._opened(
-            lambda: fingerprint([segment["files"]["documents.jsonl"] for segment in segments])
+            lambda: fingerprint([each["files"]["documents.jsonl"] for each in segments] + deleted)
         )
 
     def fingerprint(self) -> str:
@@ -223,50 +260,15 @@ class Index:
         Returns:
             What is wrong, a message each; empty for a sound index.
         """
-        problems = []
-        manifest = {key: value for key, value in self.manifest.items() if key != "checksum"}
-        if fingerprint(manifest) != self.manifest.get("checksum"):
-            problems.append(f"{self.path / MANIFEST}: changed since it was written")
-        try:
-            files = self._opened(self._files)
-        except IndexStateError as error:
-            return [*problems, str(error)]
-        for done, (name, expected) in enumerate(files.items()):
-            progress("check files", done, len(files))
-            file = self.path / name
-            if not file.is_file():
-                problems.append(f"{file}: missing")
-            elif file_hash(file) != expected:
-                problems.append(f"{file}: its bytes have changed since it was written")
-        progress("check files", len(files), len(files))
-        return problems or self._misfits()
+        return check_index(self, progress)
 
-    def _misfits(self) -> list[str]:
-        problems = []
-        try:
-            rows = {"documents": len(self.documents), "ids": len(self.documents.rows)}
-            rows |= {store: len(getattr(self, store)) for store in self.stores}
-        except IndexStateError as error:
-            return [str(error)]
-        for name, count in rows.items():
-            if count != len(self):
-                problems.append(f"{self.path}: {count} rows of {name}, {len(self)} documents")
-        return problems
-
-    def _files(self) -> dict[str, str]:
-        files = {
-            f"segments/{segment['name']}/{name}": digest
-            for segment in self.manifest["segments"]
-            for name, digest in segment["files"].items()
-        }
-        ann = self.manifest.get("ann")
-        return files | ({f"ann/{ann['file']}": ann["hash"]} if ann and ann["file"] else {})
+    def files(self) -> dict[str, str]:
+        """Return the checksums of all live files, by their paths in the folder."""
+        return self._opened(lambda: live_files(self.manifest))
 
     def size(self) -> int:
         """Return the bytes on disk of all live files."""
-        return self._opened(
-            lambda: sum((self.path / name).stat().st_size for name in self._files())
-        )
+        return self._opened(lambda: sum((self.path / name).stat().st_size for name in self.files()))
 
     def _require(self, store: str, key: str) -> None:
         if key not in self.manifest:

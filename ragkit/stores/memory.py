@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from ..errors import DataError, SettingsError
 from ..types import Document, Where
 from .analysis import Analyser
-from .bm25 import Bm25Settings, Rows, Scores
+from .bm25 import Bm25Settings, Scores
 from .documents import check_document, matches
+from .live import Rows
 
 
 class MemoryIndex:

@@ -6,13 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..artefacts import file_hash, fingerprint, read_json, to_json
+from ..artefacts import file_hash, fingerprint, to_json
 from ..errors import IndexStateError, SettingsError
-from ..types import Progress
+from ..types import Progress, quiet
+from .analysis import Analyser
 from .ann import AnnSettings, check_ann
-from .build import publish, write_ann, write_dense
+from .build import publish, segment_record, write_ann, write_bm25, write_dense
+from .check import refuse_damage
+from .compact import ann_settings
+from .documents import DocumentStore, DocumentWriter
 from .embeddings import DocumentEncoder, same_documents
-from .folder import MANIFEST, link, partial, partials, segment_name, staging, writing
+from .folder import changing, link, partial, partials, segment_name, writing
 
 if TYPE_CHECKING:
     from .index import Index
@@ -44,9 +48,7 @@ def refresh_index(index: Index, encoder: DocumentEncoder, progress: Progress) ->
     same = built is not None and to_json(built) == to_json(described)
     if same and not partials(index.path):
         return Refreshed(changed=False)
-    with staging(index.path, replace=True) as place:
-        if read_json(index.path / MANIFEST) != index.manifest:
-            raise IndexStateError(f"{index.path}: replaced since it was opened. Open it again.")
+    with changing(index.path, index.manifest) as place:
         manifest = {key: value for key, value in index.manifest.items() if key != "checksum"}
         manifest["encoder"] = described
         done = Refreshed(changed=not same)
@@ -64,7 +66,10 @@ def _replace_vectors(
     manifest: dict[str, Any],
     progress: Progress,
 ) -> Refreshed:
-    """Stage segments with new vectors and the approximate index over them."""
+    """Stage segments with new vectors and the approximate index over them.
+
+    What is deleted is not encoded: segments that hold deleted rows are written anew without them.
+    """
     ann = _ann_settings(index, encoder.dimension)
     index.size()  # refuses an index that lacks a file
     if len(index.documents) != len(index):
@@ -73,26 +78,30 @@ def _replace_vectors(
             f"{len(index)}. Build the index again."
         )
     vectors = partial(index.path, fingerprint(manifest["encoder"]["fingerprint"]))
-    old = [index.path / "segments" / segment["name"] for segment in manifest["segments"]]
-    files = [vectors / f"{folder.name}.npy" for folder in old]
-    encoded = write_dense(old, files, encoder, progress, resume=True)
+    live = index.live
+    places = [place for place, size in enumerate(live.sizes) if len(live.deleted[place]) < size]
+    refuse_damage(index, [index.folders[n] for n in places if len(live.deleted[n])], progress)
+    stores = [DocumentStore([index.folders[n]], [live.deleted[n]]) for n in places]
+    files = [vectors / f"{index.folders[n].name}.npy" for n in places]
+    encoded = write_dense(stores, files, encoder, progress, resume=True)
     with writing(index.path):
-        manifest["segments"] = [
-            _segment(segment, folder, file, place / segment_name(number))
-            for number, (segment, folder, file) in enumerate(
-                zip(manifest["segments"], old, files, strict=True), 1
-            )
-        ]
-        folders = [place / segment["name"] for segment in manifest["segments"]]
+        records = []
+        for number, (n, store, file) in enumerate(zip(places, stores, files, strict=True), 1):
+            old, new = manifest["segments"][n], place / segment_name(number)
+            if len(live.deleted[n]):
+                records.append(_rewritten(index, store, file, new))
+            else:
+                records.append(_linked(old, index.folders[n], file, new))
+        manifest["segments"] = records
+        manifest["deleted"] = []
+        folders = [place / record["name"] for record in records]
         write_ann(place, folders, ann, manifest, progress)
     return Refreshed(True, encoded, len(index) - encoded)
 
 
 def _ann_settings(index: Index, dimension: int) -> AnnSettings:
     """Return the settings that the manifest keeps, if they can be those of new vectors too."""
-    kept = index.manifest.get("ann", {})
-    names = ("kind", "factory", "search")
-    settings = AnnSettings(**{name: kept[name] for name in names if name in kept})
+    settings = ann_settings(index.manifest)
     try:
         check_ann(settings, dimension)
     except SettingsError as error:
@@ -103,7 +112,20 @@ def _ann_settings(index: Index, dimension: int) -> AnnSettings:
     return settings
 
 
-def _segment(record: dict[str, Any], old: Path, vectors: Path, new: Path) -> dict[str, Any]:
+def _rewritten(index: Index, store: DocumentStore, vectors: Path, new: Path) -> dict[str, Any]:
+    """Stage a segment of an old one's live documents and their vectors; return its record."""
+    new.mkdir()
+    writer = DocumentWriter(new)
+    for row, identifier in enumerate(store.ids):
+        writer.add(identifier, store.line(row))
+    writer.close()
+    if "bm25" in index.stores:
+        write_bm25([new], Analyser.from_json(index.manifest["analyser"]), quiet)
+    link(vectors, new / _EMBEDDINGS)
+    return segment_record(new)
+
+
+def _linked(record: dict[str, Any], old: Path, vectors: Path, new: Path) -> dict[str, Any]:
     """Stage a segment whose files are an old one's but for the vectors; return its record."""
     for file in old.rglob("*"):
         name = file.relative_to(old).as_posix()

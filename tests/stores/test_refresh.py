@@ -91,7 +91,7 @@ def whole(path, encoder):
     index = Index.open(path)
     assert index.check() == [] and index.manifest["encoder"] == encoder.describe()
     files = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
-    assert files - {"manifest.json"} == set(index._files()) and left(path) == []
+    assert files - {"manifest.json"} == set(index.files()) and left(path) == []
     vectors = encoder.encode_queries([document.contents for document in DOCUMENTS])
     rows = np.arange(len(DOCUMENTS))
     np.testing.assert_array_equal(index.dense.vectors(rows), vectors)
@@ -135,12 +135,12 @@ def test_the_index_is_as_one_built_with_the_new_encoder(tmp_path, stores, ann):
     old = Index.build(
         path, DOCUMENTS, encoder=Encoder(), stores=stores, ann=ann, settings={"corpus": ["c"]}
     )
-    kept = {name: (path / name).stat() for name in old._files() if not name.startswith("ann")}
+    kept = {name: (path / name).stat() for name in old.files() if not name.startswith("ann")}
     told = []
     index = old.refresh(new, progress=lambda *args: told.append(args))
     assert index.check() == [] and index.documents_fingerprint() == old.documents_fingerprint()
     held = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
-    assert held == {"manifest.json", *index._files()}
+    assert held == {"manifest.json", *index.files()}
     assert ("encode", 0, 40) in told and ("encode", 40, 40) in told
     assert sum(new.encoded) == 40
     # What did not change is the same file on the disk.

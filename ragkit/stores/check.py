@@ -1,0 +1,102 @@
+"""Whether an index is sound: its files by their checksums, its stores by one another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..artefacts import file_hash, fingerprint, read_json
+from ..errors import DataError, IndexStateError
+from ..types import Progress
+from .build import FORMAT
+from .folder import MANIFEST
+
+if TYPE_CHECKING:
+    from .index import Index
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Read the manifest of an index folder.
+
+    Raises:
+        IndexStateError: there is no index at `path`, or it is of another format.
+    """
+    if not (path / MANIFEST).is_file():
+        raise IndexStateError(
+            f"{path}: no index here (no manifest.json). "
+            f"Build one with: ragkit-index build CORPUS --index {path}"
+        )
+    try:
+        manifest = read_json(path / MANIFEST)
+    except DataError as error:
+        raise IndexStateError(f"{error}. Build the index again.") from error
+    if manifest.get("format") != FORMAT:
+        raise IndexStateError(
+            f"{path}: index format {manifest.get('format')!r}, this ragkit reads {FORMAT}. "
+            "Build the index again with this version."
+        )
+    return manifest
+
+
+def live_files(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Return the checksums of all files that a manifest names, by their paths in the folder."""
+    files = {
+        f"segments/{segment['name']}/{name}": digest
+        for segment in manifest["segments"]
+        for name, digest in segment["files"].items()
+    }
+    ann = manifest.get("ann")
+    return files | ({f"ann/{ann['file']}": ann["hash"]} if ann and ann["file"] else {})
+
+
+def check_index(index: Index, progress: Progress) -> list[str]:
+    """Tell what is wrong with an index, as `Index.check` does."""
+    problems = []
+    manifest = {key: value for key, value in index.manifest.items() if key != "checksum"}
+    if fingerprint(manifest) != index.manifest.get("checksum"):
+        problems.append(f"{index.path / MANIFEST}: changed since it was written")
+    try:
+        files = index.files()
+    except IndexStateError as error:
+        return [*problems, str(error)]
+    problems += _damage(index.path, files, progress)
+    return problems or _misfits(index)
+
+
+def refuse_damage(index: Index, folders: Sequence[Path], progress: Progress) -> None:
+    """Refuse segments whose files are not what was written: nothing must be made of them.
+
+    Raises:
+        IndexStateError: a file is missing, or its bytes have changed.
+    """
+    names = tuple(f"segments/{folder.name}/" for folder in folders)
+    files = {name: digest for name, digest in index.files().items() if name.startswith(names)}
+    if problems := _damage(index.path, files, progress):
+        raise IndexStateError("\n".join([*problems, "Build the index again."]))
+
+
+def _damage(path: Path, files: Mapping[str, str], progress: Progress) -> list[str]:
+    problems = []
+    for done, (name, expected) in enumerate(files.items()):
+        progress("check files", done, len(files))
+        file = path / name
+        if not file.is_file():
+            problems.append(f"{file}: missing")
+        elif file_hash(file) != expected:
+            problems.append(f"{file}: its bytes have changed since it was written")
+    progress("check files", len(files), len(files))
+    return problems
+
+
+def _misfits(index: Index) -> list[str]:
+    try:
+        rows = {"documents": len(index.documents), "ids": len(index.documents.rows)}
+        rows |= {store: len(getattr(index, store)) for store in index.stores}
+    except IndexStateError as error:
+        return [str(error)]
+    return [
+        f"{index.path}: {count} rows of {name}, {len(index)} documents"
+        for name, count in rows.items()
+        if count != len(index)
+    ]

@@ -1,0 +1,75 @@
+"""A segment's postings: written once, mapped into memory when they are read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import IndexStateError
+from . import _postings
+from .analysis import Analyser, Vocabulary
+from .live import Rows
+
+_FILES = ("indptr", "rows", "counts", "lengths")
+
+
+def write_postings(folder: Path, texts: Iterable[str], analyser: Analyser) -> None:
+    """Write a segment's postings: `terms.json` and, as .npy, indptr, rows, counts, lengths.
+
+    The postings of term t are `rows[indptr[t]:indptr[t+1]]` (ascending) with frequencies `counts`;
+    `lengths` are the documents' numbers of terms.
+    """
+    vocabulary = Vocabulary(analyser)
+    numbers, lengths = vocabulary.number(texts)
+    sizes = _postings.count_terms(numbers, lengths, len(vocabulary.terms))
+    indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])
+    rows, counts = _postings.fill_postings(numbers, lengths, indptr)
+    if not counts.size or counts.max() < 1 << 16:
+        counts = counts.astype(np.uint16)
+    folder.mkdir()
+    arrays = (indptr, rows, counts, lengths.astype(np.int32))
+    for name, array in zip(_FILES, arrays, strict=True):
+        np.save(folder / f"{name}.npy", array)
+    (folder / "terms.json").write_text(json.dumps(vocabulary.terms), encoding="utf-8")
+
+
+class Postings:
+    """A segment's postings, mapped; what they tell of is live documents alone.
+
+    Raises:
+        IndexStateError: they do not fit together.
+    """
+
+    def __init__(self, folder: Path, deleted: Rows) -> None:
+        arrays = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in _FILES)
+        self.indptr, self.rows, self.counts, self.lengths = arrays
+        terms = json.loads((folder / "terms.json").read_text(encoding="utf-8"))
+        self.terms: dict[str, int] = {term: number for number, term in enumerate(terms)}
+        if len(self.indptr) != len(terms) + 1 or len(self.rows) != self.indptr[-1]:
+            raise IndexStateError(
+                f"{folder}: postings and terms do not fit. Build the index again."
+            )
+        self._deleted: NDArray[np.int64] | None = None
+        self.length = int(self.lengths.sum(dtype=np.int64))
+        if len(deleted):
+            chosen = np.zeros(len(self.lengths), np.bool_)
+            chosen[deleted] = True
+            self._deleted = _postings.count_chosen(self.indptr, self.rows, chosen)
+            self.length -= int(self.lengths[deleted].sum(dtype=np.int64))
+
+    def frequency(self, term: str) -> int:
+        """Return in how many live documents a term occurs."""
+        number = self.terms.get(term)
+        if number is None:
+            return 0
+        held = int(self.indptr[number + 1] - self.indptr[number])
+        return held if self._deleted is None else held - int(self._deleted[number])
+
+    def frequencies(self) -> NDArray[np.int64]:
+        """Return every term's frequency, shape [terms]."""
+        held: NDArray[np.int64] = np.diff(self.indptr)
+        return held if self._deleted is None else held - self._deleted
