@@ -1,4 +1,4 @@
-"""`ragkit-index`: build, refresh and inspect index folders."""
+"""`ragkit-index`: build, change and inspect index folders."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from ragkit import __version__
 from ragkit.console import run
 
 from .build import build
+from .grow import add, compact, delete, update
 from .info import check, info
 from .refresh import refresh
 
 app = App(
     name="ragkit-index",
-    help="Build, refresh and inspect ragkit indexes.",
+    help="Build, change and inspect ragkit indexes.",
     version=__version__,
     help_format="plaintext",
 )
-for command in (build, refresh, info, check):
+for command in (build, add, update, delete, compact, refresh, info, check):
     app.command(command)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,8 +11,9 @@ from cyclopts import Parameter
 
 from ragkit.console import print_json, progress_bars, say
 from ragkit.corpus import Problem, read_documents
-from ragkit.errors import SettingsError
 from ragkit.types import Document
+
+from .split import Splitter, check_split
 
 if TYPE_CHECKING:
     from ragkit.models.bi_encoder import BiEncoder
@@ -88,10 +89,7 @@ def build(
     """
     problems: list[Problem] = []
     index = build_index(corpus, settings, problems)
-    for problem in problems[:20]:
-        say(f"skipped {problem}")
-    if len(problems) > 20:
-        say(f"… and {len(problems) - 20} more")
+    say_problems(problems)
     summary = describe(index) | {"skipped": [str(problem) for problem in problems]}
     if json:
         print_json(summary)
@@ -101,6 +99,14 @@ def build(
             f"{settings.index}: {len(index):,} documents, stores {', '.join(index.stores)}, "
             f"{index.size() / 1e6:.1f} MB{skipped}"
         )
+
+
+def say_problems(problems: list[Problem]) -> None:
+    """Say which records were skipped, some of them one by one."""
+    for problem in problems[:20]:
+        say(f"skipped {problem}")
+    if len(problems) > 20:
+        say(f"… and {len(problems) - 20} more")
 
 
 def build_index(corpus: list[Path], settings: BuildSettings, problems: list[Problem]) -> Index:
@@ -116,14 +122,18 @@ def build_index(corpus: list[Path], settings: BuildSettings, problems: list[Prob
     analyser = Analyser.of_language(settings.language)
     bm25 = Bm25Settings(settings.variant, settings.k1, settings.b, settings.delta)
     ann = AnnSettings(settings.kind, settings.factory, settings.search_parameters)
-    _check_split(settings)
+    check_split(settings.split_tokens, settings.split_overlap)
     encoder = load_encoder(settings) if "dense" in stores else None
-    settings = _fitted(settings, encoder)
+    split = Splitter(settings.split_tokens, settings.split_overlap, encoder, analyser.code)
+
+    def pieces() -> Iterator[Document]:
+        yield from split(read_documents(corpus, on_error=settings.on_error, problems=problems))
+        split.tell()
+
     with progress_bars() as progress:
-        documents = read_documents(corpus, on_error=settings.on_error, problems=problems)
         return Index.build(
             settings.index,
-            _split(documents, settings, encoder, analyser.code),
+            pieces(),
             encoder=encoder,
             stores=stores,
             analyser=analyser,
@@ -132,8 +142,9 @@ def build_index(corpus: list[Path], settings: BuildSettings, problems: list[Prob
             replace=settings.replace,
             settings={
                 "corpus": [str(path) for path in corpus],
-                "split_tokens": settings.split_tokens,
-                "split_overlap": settings.split_overlap,
+                "split_tokens": split.tokens,
+                "split_overlap": split.overlap,
+                "language": settings.language,
             },
             progress=progress,
         )
@@ -158,84 +169,20 @@ def load_encoder(settings: BuildSettings | RefreshSettings) -> BiEncoder:
     )
 
 
-def _check_split(settings: BuildSettings) -> None:
-    """Refuse what `split` refuses before an encoder is loaded."""
-    from ragkit.splitting import split
-
-    if settings.split_tokens:
-        split((), max_tokens=settings.split_tokens, overlap=settings.split_overlap)
-
-
-def _fitted(settings: BuildSettings, encoder: BiEncoder | None) -> BuildSettings:
-    """Return the settings with pieces that the encoder reads whole."""
-    if not encoder or not settings.split_tokens or encoder.document_window >= settings.split_tokens:
-        return settings
-    window = checked_window(encoder)
-    overlap = min(settings.split_overlap, window // 2 - 1)
-    return replace(settings, split_tokens=window, split_overlap=overlap)
-
-
-def checked_window(encoder: BiEncoder) -> int:
-    """Return how many tokens of a document an encoder reads.
-
-    Raises:
-        SettingsError: they are too few to be of use.
-    """
-    window = encoder.document_window
-    if window < 8:
-        raise SettingsError(
-            f"the encoder reads {encoder.max_length} tokens, of which {window} are left for the "
-            "document; 8 are needed. Raise --max-length, or shorten --document-prompt."
-        )
-    return window
-
-
-def _split(
-    documents: Iterator[Document], settings: BuildSettings, encoder: BiEncoder | None, code: str
-) -> Iterator[Document]:
-    from ragkit.splitting import split
-
-    if settings.split_tokens:
-        documents = split(
-            documents,
-            max_tokens=settings.split_tokens,
-            overlap=settings.split_overlap,
-            tokenize=encoder.spans if encoder else None,
-            language=code,
-        )
-    if not encoder:
-        return documents
-    if settings.split_tokens:  # of what was split only a long title is too long
-        return watched(documents, encoder, "their titles are long", lambda d: 2 * len(d.title))
-    return watched(documents, encoder, "nothing was split", lambda d: len(d.contents))
-
-
-def watched(
-    documents: Iterable[Document], encoder: BiEncoder, why: str, length: Callable[[Document], int]
-) -> Iterator[Document]:
-    """Pass documents on, and tell at the end how many the encoder will not read whole, and why.
-
-    `length` tells how many characters to suspect a document by; a token has one at least.
-    """
-    window, cut, total = encoder.document_window, 0, 0
-    for document in documents:
-        total += 1
-        cut += length(document) > window and len(encoder.spans(document.contents)) > window
-        yield document
-    if cut:
-        say(
-            f"{cut} of {total} documents are longer than the {window} tokens that the encoder "
-            f"reads ({why}): the dense store knows only their beginnings"
-        )
-
-
 def describe(index: Index) -> dict[str, Any]:
-    """Return what an index holds, for people and programs."""
+    """Return what an index holds, for people and programs.
+
+    `deleted_rows` are those of deleted documents, which segments hold until they are compacted, and
+    `uncovered` the documents that are not in the approximate index.
+    """
+    from ragkit.stores.compact import uncovered
+
     manifest = index.manifest
     summary: dict[str, Any] = {
         "index": str(index.path),
         "documents": len(index),
         "segments": len(manifest["segments"]),
+        "deleted_rows": index.live.held[-1] - len(index),
         "stores": list(index.stores),
         "bytes": index.size(),
         "format": manifest["format"],
@@ -249,4 +196,5 @@ def describe(index: Index) -> dict[str, Any]:
         kept = ("name", "dimension", "max_length", "similarity", "query_prompt", "document_prompt")
         summary["encoder"] = {key: encoder[key] for key in (*kept, "fingerprint")}
         summary["ann"] = manifest["ann"].get("built") or "flat"
+        summary["uncovered"] = uncovered(index)
     return summary

@@ -36,7 +36,7 @@ def info(*, index: Path, json: bool = False) -> None:
             if isinstance(value, list)
             else value
         )
-        print(f"{name:<10} {shown}")
+        print(f"{name:<12} {shown}")
 
 
 def check(*, index: Path, json: bool = False) -> None:

@@ -12,7 +12,8 @@ from cyclopts import Parameter
 from ragkit.console import print_json, progress_bars
 from ragkit.types import Progress
 
-from .build import checked_window, describe, load_encoder, watched
+from .build import describe, load_encoder
+from .split import Cut, checked_window
 
 if TYPE_CHECKING:
     from ragkit.models.bi_encoder import BiEncoder
@@ -91,8 +92,9 @@ def _tell_of_cut(index: Index, encoder: BiEncoder, progress: Progress) -> None:
     built = index.manifest.get("encoder")
     if built and same_documents(built, encoder.describe()):
         return
-    why, total = "the index holds longer pieces", len(index)
-    pieces = watched(index.documents, encoder, why, lambda document: len(document.contents))
-    for done, _ in enumerate(pieces, 1):
+    cut, total = Cut(encoder), len(index)
+    for done, document in enumerate(index.documents, 1):
+        cut.see(document, len(document.contents))
         if done % 1000 == 0 or done == total:
             progress("read documents", done, total)
+    cut.tell("the index holds longer pieces")
