@@ -98,11 +98,6 @@ def delete_documents(
                 "Nothing was deleted. Leave such ids out, or pass --missing skip."
             )
         rows = {row for rows in found.values() for row in rows}
-        if len(rows) == len(index):
-            raise SettingsError(
-                f"{index.path}: these are all its documents, and an index holds one at least. "
-                "Nothing was deleted. Remove the folder, or build it again with --replace."
-            )
         if rows:
             with writing(index.path):
                 _publish(index, place, rows, [])
@@ -239,10 +234,19 @@ def _publish(index: Index, place: Path, dropped: set[int], folders: Sequence[Pat
     """Commit staged segments and the deletion of rows.
 
     A segment without a live row is left out, unless the approximate index counts its rows.
+
+    Raises:
+        SettingsError: no document would be left.
     """
+    if not folders and len(dropped) == len(index):
+        raise SettingsError(
+            f"{index.path}: no document would be left, and an index holds one at least. Nothing "
+            "was changed. Remove the folder, or build it again with --replace."
+        )
     manifest = {key: value for key, value in index.manifest.items() if key != "checksum"}
-    live, covers = index.live, covered(manifest)
+    live, covers = index.live, 0
     if manifest.get("ann", {}).get("file"):
+        covers = covered(manifest)
         manifest["ann"] = manifest["ann"] | {"covers": covers}
     places, rows = live.locate(np.array(sorted(dropped), np.int64))
     deleted = [np.union1d(old, rows[places == n]) for n, old in enumerate(live.deleted)]

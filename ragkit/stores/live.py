@@ -33,6 +33,10 @@ class Live:
             np.delete(np.arange(size, dtype=np.int64), rows) if len(rows) else None
             for size, rows in zip(self.sizes, self.deleted, strict=True)
         ]
+        self._alive = [
+            None if kept is None else _mask(size, kept)
+            for size, kept in zip(self.sizes, self._kept, strict=True)
+        ]
         counts = [size - len(rows) for size, rows in zip(self.sizes, self.deleted, strict=True)]
         self.starts: list[int] = [0, *np.cumsum(counts, dtype=int).tolist()]
         self.held: list[int] = [0, *np.cumsum(self.sizes, dtype=int).tolist()]
@@ -76,13 +80,10 @@ class Live:
             place: the segment.
             mask: which live rows may be hits, by number; None is all.
         """
-        kept = self._kept[place]
-        of_live = None if mask is None else mask[self.starts[place] : self.starts[place + 1]]
-        if kept is None:
-            return of_live
-        allowed = np.zeros(self.sizes[place], np.bool_)
-        allowed[kept] = True if of_live is None else of_live
-        return allowed
+        if mask is None:
+            return self._alive[place]
+        kept, passing = self._kept[place], mask[self.starts[place] : self.starts[place + 1]]
+        return passing if kept is None else _mask(self.sizes[place], kept[passing])
 
     def allowed_anywhere(self, mask: Mask | None) -> Mask | None:
         """Return which rows of all segments, one after another, may be hits; None where all may."""
@@ -110,6 +111,12 @@ class Live:
         ]
 
 
+def _mask(size: int, rows: Rows) -> Mask:
+    mask = np.zeros(size, np.bool_)
+    mask[rows] = True
+    return mask
+
+
 def deleted_records(names: Sequence[str], live: Live) -> list[dict[str, Any]]:
     """Return the deleted rows as the manifest keeps them: a bit a row, of segments that have any.
 
@@ -123,9 +130,8 @@ def deleted_records(names: Sequence[str], live: Live) -> list[dict[str, Any]]:
     records = []
     for name, size, rows in zip(names, live.sizes, live.deleted, strict=True):
         if len(rows):
-            bits = np.zeros(size, np.bool_)
-            bits[rows] = True
-            packed = zlib.compress(np.packbits(bits, bitorder="little").tobytes(), 9)
+            bits = np.packbits(_mask(size, rows), bitorder="little")
+            packed = zlib.compress(bits.tobytes(), 9)
             text = base64.b64encode(packed).decode("ascii")
             records.append({"segment": name, "rows": len(rows), "bits": text})
     return records

@@ -40,9 +40,11 @@ class Origins:
         reached = 0
         for row, piece in sorted(pieces.items(), key=lambda pair: _number(pair[1].id)):
             start, end = piece.metadata["start"] - base, piece.metadata["end"] - base
-            expected = piece_of(document, _number(piece.id), start, end)
             missed = document.text[reached:start].strip()
-            if start < 0 or missed or document_line(expected) != self.documents.line(row):
+            if start < 0 or missed or document.text[start:end] != piece.text:
+                return False
+            expected = piece_of(document, _number(piece.id), start, end)
+            if document_line(expected) != self.documents.line(row):
                 return False
             reached = end
         return not document.text[reached:].strip()
@@ -52,7 +54,7 @@ def _bases(identifier: str) -> Iterator[str]:
     """Yield the ids of documents that one of this id may have been split off."""
     while "#" in identifier:
         identifier, _, number = identifier.rpartition("#")
-        if not (number.isascii() and number.isdigit()):
+        if not (number.isascii() and number.isdigit() and len(number) < 10):
             return
         yield identifier
 

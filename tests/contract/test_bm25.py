@@ -20,9 +20,9 @@ from ragkit.errors import DataError, SettingsError
 from ragkit.retrievers import Bm25Retriever
 from ragkit.stores.analysis import Analyser, Vocabulary
 from ragkit.stores.bm25 import Bm25Settings, Bm25Store
-from ragkit.stores.postings import write_postings
 from ragkit.stores.index import Index
 from ragkit.stores.memory import MemoryIndex
+from ragkit.stores.postings import write_postings
 from ragkit.types import Document, Query
 
 PLAIN = Analyser(None, None)
