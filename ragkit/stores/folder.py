@@ -126,8 +126,9 @@ def _held(path: Path) -> str:
         manifest = read_json(path / MANIFEST)
         documents = sum(segment["documents"] for segment in manifest["segments"])
         documents -= sum(record["rows"] for record in manifest["deleted"])
-        stores = ["bm25"] * ("analyser" in manifest)
-        stores += [f"dense by {manifest['encoder']['name']}"] * ("encoder" in manifest)
+        stores = ["bm25"] if "analyser" in manifest else []
+        if "encoder" in manifest:
+            stores.append(f"dense by {manifest['encoder']['name']}")
     except (DataError, KeyError, TypeError):
         return ""
     return f", of {documents:,} documents ({', '.join(stores)})"
