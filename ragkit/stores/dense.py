@@ -130,10 +130,11 @@ class DenseStore:
 
     def _exact(self, vectors: Vectors, k: int, place: int, mask: Mask | None) -> Found:
         part, rows, allowed = self._embeddings[place], None, self._live.allowed(place, mask)
-        if mask is not None and allowed is not None:
+        few = allowed is not None and 2 * self._live.count(place) < len(part)
+        if allowed is not None and (mask is not None or few):
             rows, allowed = np.flatnonzero(allowed), None
             part = np.ascontiguousarray(part[rows])
-        k = min(k, len(part) if allowed is None else len(self._live.rows(place)))
+        k = min(k, len(part) if allowed is None else self._live.count(place))
         if k == 0:
             return np.empty((len(vectors), 0), np.float32), np.empty((len(vectors), 0), np.int64)
         if allowed is None:

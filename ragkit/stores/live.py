@@ -49,6 +49,10 @@ class Live:
         """Whether no row is deleted."""
         return self.starts == self.held
 
+    def count(self, place: int) -> int:
+        """Return how many rows of a segment are live."""
+        return self.starts[place + 1] - self.starts[place]
+
     def rows(self, place: int) -> Sequence[int]:
         """Return the live rows of a segment, numbered within it."""
         kept = self._kept[place]

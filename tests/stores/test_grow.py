@@ -622,7 +622,7 @@ def test_exact_search_among_many_deleted_rows():
     queries = rng.integers(-3, 4, (20, 3)).astype(np.float32)
     # The best ones of the first query are deleted, all but a few at the end.
     order = np.argsort(-(vectors @ queries[0]))
-    for deleted in map(np.sort, (order[:450], order[:499], order[450:], order[:1])):
+    for deleted in map(np.sort, (order[:450], order[:499], order[450:], order[:1], order[:200])):
         store = DenseStore([vectors], deleted=[deleted])
         kept = np.delete(vectors, deleted, axis=0)
         for k in (1, 7, 1000):
