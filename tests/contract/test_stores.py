@@ -172,6 +172,7 @@ def test_masks_through_faiss_selectors(clusters, files, kind, share, monkeypatch
     mask = mask_of(share)
     rows, expected = brute_force(vectors, queries, min(K, mask.sum()), mask)
     store = DenseStore(segments(vectors), files[kind], ANN[kind][1])
+    assert store._ann.search(queries, K, mask) is not None  # FAISS filters, below transforms too
     found, scores = store.search(queries, K, mask)
     for query in range(len(queries)):
         assert mask[found[query]].all()
