@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -130,7 +131,7 @@ def build_index(corpus: list[Path], settings: BuildSettings, problems: list[Prob
         yield from split(read_documents(corpus, on_error=settings.on_error, problems=problems))
         split.tell()
 
-    with progress_bars() as progress:
+    with telling_of_kept(settings.index), progress_bars() as progress:
         return Index.build(
             settings.index,
             pieces(),
@@ -148,6 +149,19 @@ def build_index(corpus: list[Path], settings: BuildSettings, problems: list[Prob
             },
             progress=progress,
         )
+
+
+@contextmanager
+def telling_of_kept(index: Path) -> Iterator[None]:
+    """Tell, where work on an index is stopped, that what was encoded is kept."""
+    try:
+        yield
+    except BaseException:
+        from ragkit.stores.folder import partials
+
+        if partials(index):
+            say(f"{index} keeps the vectors made so far: the same command goes on from there.")
+        raise
 
 
 def load_encoder(settings: BuildSettings | RefreshSettings) -> BiEncoder:

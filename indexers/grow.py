@@ -13,7 +13,7 @@ from ragkit.console import print_json, progress_bars
 from ragkit.corpus import Problem, read_documents
 from ragkit.errors import DataError, SettingsError
 
-from .build import describe, load_encoder, say_problems
+from .build import describe, load_encoder, say_problems, telling_of_kept
 from .refresh import RefreshSettings
 from .split import Splitter
 
@@ -165,7 +165,7 @@ def _grow(corpus: list[Path], settings: GrowSettings, *, update: bool, json: boo
     index = Index.open(settings.index)
     encoder = _encoder(index, settings) if "dense" in index.stores else None
     split = _splitter(index, encoder)
-    with progress_bars() as progress:
+    with telling_of_kept(settings.index), progress_bars() as progress:
         documents = read_documents(corpus, on_error=settings.on_error, problems=problems)
         done = add_documents(index, documents, encoder, update, split, progress)
     split.tell()

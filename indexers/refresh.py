@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from ragkit.console import print_json, progress_bars
 from ragkit.types import Progress
 
-from .build import describe, load_encoder
+from .build import describe, load_encoder, telling_of_kept
 from .split import Cut, checked_window
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def refresh(*, settings: RefreshSettings, json: bool = False) -> None:
     encoder = load_encoder(settings)
     checked_window(encoder)
     start = perf_counter()
-    with progress_bars() as progress:
+    with telling_of_kept(settings.index), progress_bars() as progress:
         _tell_of_cut(index, encoder, progress)
         done = refresh_index(index, encoder, progress)
     seconds = perf_counter() - start

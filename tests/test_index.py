@@ -303,6 +303,9 @@ def explode(error):
     return raising
 
 
+ROOMS = ("new/kb/segments",)
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError("disk full"), ValueError("bug")])
 @pytest.mark.parametrize("place", ["first", "middle", "encoder", "ann", "postings", "commit"])
 @pytest.mark.parametrize("over", [False, True], ids=["new", "replace"])
@@ -332,6 +335,10 @@ def test_an_interrupted_build_leaves_what_was_there(
     if place == "commit":  # files without a manifest may stay; they are in nobody's way
         assert {name: data for name, data in listing(tmp_path).items() if name in before} == before
         assert [name for name in listing(tmp_path) if "/.new" in name] == []
+    elif place == "ann":  # what was encoded is kept
+        found = {name: data for name, data in listing(tmp_path).items() if ".vectors-" not in name}
+        assert {name for name in found if name not in before} <= {"new", "new/kb", *ROOMS}
+        assert {name: found[name] for name in before} == before
     else:
         assert listing(tmp_path) == before
     if over:
@@ -341,10 +348,48 @@ def test_an_interrupted_build_leaves_what_was_there(
             Index.open(path)
     monkeypatch.undo()
     documents = iter(OTHERS)
-    index = build(encoder=hash_encoder())
+    monkeypatch.setattr(ragkit.stores.build, "SEGMENT_DOCUMENTS", 9)
+    if place in ("ann", "commit"):
+        encoder = hash_encoder(break_at=0, bad=AssertionError("encoded again"))
+    else:
+        encoder = hash_encoder()
+    index = build(encoder=encoder)
     same(index, OTHERS)
     files = {name for name, data in listing(path).items() if data is not None}
     assert files == {"manifest.json", *index.files()}
+
+
+@pytest.mark.parametrize("change", ["build", "add"])
+def test_what_was_encoded_before_a_stop_is_not_encoded_again(
+    tmp_path, hash_encoder, monkeypatch, change
+):
+    class Stopping(type(hash_encoder())):
+        left, seen = 20, 0
+
+        def encode_documents(self, texts, **options):
+            self.seen += len(texts)
+            if self.seen > self.left:
+                raise KeyboardInterrupt
+            return super().encode_documents(texts, **options)
+
+    path, encoder = tmp_path / "kb", Stopping()
+    monkeypatch.setattr(ragkit.stores.build, "SEGMENT_DOCUMENTS", 9)
+    if change == "add":
+        Index.build(path, DOCUMENTS, encoder=hash_encoder())
+
+    def make():
+        if change == "build":
+            return Index.build(path, OTHERS, encoder=encoder)
+        return Index.open(path).add(OTHERS, encoder=encoder)
+
+    with pytest.raises(KeyboardInterrupt):
+        make()
+    if change == "add":
+        same(Index.open(path), DOCUMENTS)
+    encoder.left, encoder.seen = len(OTHERS), 18  # two segments are encoded
+    same(make(), [*(DOCUMENTS if change == "add" else []), *OTHERS])
+    assert encoder.seen == len(OTHERS)
+    assert not list((path / "segments").glob(".vectors-*"))
 
 
 def test_what_a_killed_build_left_is_in_nobodys_way(tmp_path):

@@ -18,7 +18,16 @@ from .ann import AnnSettings, build_ann, check_ann
 from .bm25 import Bm25Settings
 from .documents import DocumentStore, DocumentWriter, document_line
 from .embeddings import DocumentEncoder, Vector, write_embeddings
-from .folder import ann_name, check_folder, commit, segment_name, staging
+from .folder import (
+    ann_name,
+    check_folder,
+    commit,
+    link,
+    partial,
+    segment_name,
+    staging,
+    writing,
+)
 from .postings import write_postings
 
 FORMAT = 1
@@ -61,9 +70,7 @@ def build_index(
             manifest["bm25"] = asdict(bm25 or Bm25Settings())
         if dense_encoder:
             manifest["encoder"] = dict(dense_encoder.describe())
-            files = [folder / "embeddings.npy" for folder in folders]
-            parts = [DocumentStore([folder]) for folder in folders]
-            write_dense(parts, files, dense_encoder, progress)
+            write_vectors(path, folders, dense_encoder, progress)
             write_ann(place, folders, ann, manifest, progress)
         manifest["segments"] = [segment_record(folder) for folder in folders]
         publish(path, place, manifest)
@@ -154,6 +161,33 @@ def write_bm25(folders: Sequence[Path], analyser: Analyser, progress: Progress) 
 
     for folder in folders:
         write_postings(folder / "bm25", texts(DocumentStore([folder])), analyser)
+
+
+def write_vectors(
+    path: Path,
+    folders: Sequence[Path],
+    encoder: DocumentEncoder,
+    progress: Progress,
+    known: Callable[[int], Vector | None] = lambda row: None,
+) -> int:
+    """Encode the documents of staged segments, but for what a call that was stopped has encoded.
+
+    Vectors are kept by what the segment's documents are: the same documents find them again.
+
+    Args:
+        path: the index folder, locked.
+        folders: the segments, which get their `embeddings.npy`.
+        encoder, progress, known: as in `write_dense`.
+    """
+    vectors = partial(path, fingerprint(encoder.describe()["fingerprint"]))
+    hashes = [file_hash(folder / "documents.jsonl") for folder in folders]
+    files = [vectors / f"{fingerprint(each)}.npy" for each in hashes]
+    stores = [DocumentStore([folder]) for folder in folders]
+    encoded = write_dense(stores, files, encoder, progress, resume=True, known=known)
+    with writing(path):
+        for folder, file in zip(folders, files, strict=True):
+            link(file, folder / "embeddings.npy")
+    return encoded
 
 
 def write_dense(

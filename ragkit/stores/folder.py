@@ -24,7 +24,7 @@ _LOCK = ".lock"
 # The names that a build gives, by where they stand; nothing of another name is ever removed.
 _NAMES = {
     "": re.compile(rf"\{_LOCK}|\.manifest\.json\.[a-z0-9_]{{8}}"),
-    "segments": re.compile(r"\d{6}-[0-9a-f]{6}|\.new-[0-9a-f]{8}|\.refresh-[0-9a-f]{16}"),
+    "segments": re.compile(r"\d{6}-[0-9a-f]{6}|\.new-[0-9a-f]{8}|\.vectors-[0-9a-f]{16}"),
     "ann": re.compile(r"[0-9a-f]{12}\.faiss"),
 }
 
@@ -40,14 +40,15 @@ def ann_name() -> str:
 
 
 def partials(path: Path) -> list[Path]:
-    """List the folders of vectors that refreshes which were stopped have left."""
-    return [child for child, own in _entries(path) if own and child.name.startswith(".refresh-")]
+    """List the folders of vectors that builds and changes which were stopped have left."""
+    return [child for child, own in _entries(path) if own and child.name.startswith(".vectors-")]
 
 
 def partial(path: Path, encoder: str) -> Path:
-    """Return the folder in which a refresh keeps its vectors until they are all there.
+    """Return the folder in which vectors are kept until they are all there.
 
-    It outlives a refresh that is stopped; a build, or a refresh with another encoder, removes it.
+    It outlives what is stopped once it holds some. What is committed removes it, and so does work
+    with another encoder.
 
     Args:
         path: the index folder, locked.
@@ -56,7 +57,7 @@ def partial(path: Path, encoder: str) -> Path:
     Raises:
         SettingsError: it cannot be made.
     """
-    folder = path / "segments" / f".refresh-{encoder}"
+    folder = path / "segments" / f".vectors-{encoder}"
     for other in partials(path):
         if other != folder:
             shutil.rmtree(other, ignore_errors=True)
@@ -175,6 +176,9 @@ def staging(path: Path, replace: bool) -> Iterator[Path]:
             yield place
         finally:
             shutil.rmtree(place, ignore_errors=True)
+            for folder in partials(path):
+                if not any(folder.glob("*.json")):  # no row in it is known to be safe
+                    shutil.rmtree(folder, ignore_errors=True)
             (path / _LOCK).unlink(missing_ok=True)
             os.close(lock)
     finally:

@@ -13,10 +13,10 @@ import numpy as np
 from ..errors import DataError, IndexStateError, SettingsError
 from ..types import Document, Progress
 from .analysis import Analyser
-from .build import SegmentsWriter, publish, segment_record, write_bm25, write_dense
+from .build import SegmentsWriter, publish, segment_record, write_bm25, write_vectors
 from .compact import covered, next_number
 from .dense import DenseStore
-from .documents import DocumentStore, check_document, document_line
+from .documents import check_document, document_line
 from .embeddings import DocumentEncoder, Vector, same_documents
 from .folder import changing, writing
 from .live import Live, deleted_records
@@ -225,9 +225,7 @@ def _write_stores(
             write_bm25(folders, Analyser.from_json(index.manifest["analyser"]), progress)
     if "dense" not in index.stores or encoder is None:
         return 0
-    stores = [DocumentStore([folder]) for folder in folders]
-    files = [folder / "embeddings.npy" for folder in folders]
-    return write_dense(stores, files, encoder, progress, known=known)
+    return write_vectors(index.path, folders, encoder, progress, known)
 
 
 def _publish(index: Index, place: Path, dropped: set[int], folders: Sequence[Path]) -> None:

@@ -78,12 +78,12 @@ def listing(folder):
     return {
         path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
         for path in folder.rglob("*")
-        if ".refresh-" not in path.as_posix()
+        if ".vectors-" not in path.as_posix()
     }
 
 
 def left(path):
-    return [folder.name for folder in (path / "segments").glob(".refresh-*")]
+    return [folder.name for folder in (path / "segments").glob(".vectors-*")]
 
 
 def whole(path, encoder):
@@ -360,7 +360,7 @@ def test_a_full_disk_is_told_and_what_was_encoded_is_kept(kb):
     new = Encoder("new")
     resource.setrlimit(resource.RLIMIT_FSIZE, (700, limits[1]))  # two windows and a part
     try:
-        with pytest.raises(SettingsError, match=r"\.refresh-.*cannot be written .*Make room"):
+        with pytest.raises(SettingsError, match=r"\.vectors-.*cannot be written .*Make room"):
             refresh(kb, new)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -473,7 +473,7 @@ def test_an_index_that_was_replaced_since_it_was_opened_is_left_alone(kb):
 
 
 def test_what_no_build_made_is_left_alone(kb):
-    for name in ("segments/.refresh-notes", "segments/000001-abcdef.bak"):
+    for name in ("segments/.vectors-notes", "segments/000001-abcdef.bak"):
         (kb / name).mkdir()
         (kb / name / "thesis").write_text("years of work")
     index = Index.open(kb).refresh(Encoder("new"))
