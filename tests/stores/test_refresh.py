@@ -256,7 +256,7 @@ def test_a_stopped_refresh_goes_on_where_it_was(kb, error, after):
     before = listing(kb)
     with pytest.raises(type(error)):
         refresh(kb, Encoder("new", 24, after=after, stop=raising(error)))
-    assert listing(kb) == before and len(left(kb)) == 1
+    assert listing(kb) == before and len(left(kb)) == (after > 0)
     assert Index.open(kb).check() == []
     hits = DenseRetriever(Index.open(kb), Encoder()).retrieve(
         [Query("q", DOCUMENTS[3].contents)], 1
