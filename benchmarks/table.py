@@ -217,7 +217,7 @@ def generator(rows: Sequence[dict[str, Any]]) -> str:
         if of.keys() >= {*ANSWERED, *ABSTAINED}:
             cells = [of[context]["EM"] for context in ANSWERED]
             cells += [of[context]["abstained"] for context in ABSTAINED]
-            lines.append((PARTS[row["part"]], *map(_mean, cells)))
+            lines.append((_part_name(row), *map(_mean, cells)))
     head = [f"EM: {name}" for name in ANSWERED] + [f"abstained: {name}" for name in ABSTAINED]
     return _table(("the generator", *head), lines)
 
@@ -234,13 +234,18 @@ def forgetting(rows: Sequence[dict[str, Any]]) -> str:
                 for probe, measure in measures.items()
             )
             em, f1 = (_mean(row["contexts"]["retrieved"][measure]) for measure in ("EM", "F1"))
-            lines.append((PARTS[row["part"]], em, f1, *probes))
+            lines.append((_part_name(row), em, f1, *probes))
     named = [f"{probe}: {measure}, after - before" for probe, measure in measures.items()]
     return _table(("the generator", "EM", "F1", *named), lines)
 
 
 def _parts(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for row in rows if row["part"] in PARTS]
+
+
+def _part_name(row: dict[str, Any]) -> str:
+    seeds = len(row["runs"])
+    return PARTS[row["part"]] + (f" ({seeds} seed{'s' * (seeds > 1)})" if row["way"] else "")
 
 
 def _part_place(row: dict[str, Any]) -> int:
