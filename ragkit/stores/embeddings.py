@@ -18,7 +18,7 @@ from .folder import writing
 Vectors: TypeAlias = NDArray[np.float32]
 Vector: TypeAlias = NDArray[np.float32]
 
-_WINDOW = 16_384  # documents encoded between two writes: long enough to sort by length
+_WINDOW = 4_096  # documents encoded between two writes: enough to sort by length
 _QUERY_SIDE = {"name", "query_prompt", "fingerprint"}
 _TOLD = {"weights", "modules", "max_length", "document_prompt", "similarity", "dimension"}
 
