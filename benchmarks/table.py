@@ -215,10 +215,10 @@ def generator(rows: Sequence[dict[str, Any]]) -> str:
     for row in sorted(_parts(rows), key=_part_place):
         of = row["contexts"]
         if of.keys() >= {*ANSWERED, *ABSTAINED}:
-            cells = [of[context]["EM"] for context in ANSWERED]
+            cells = [of[context]["F1"] for context in ANSWERED]
             cells += [of[context]["abstained"] for context in ABSTAINED]
             lines.append((_part_name(row), *map(_mean, cells)))
-    head = [f"EM: {name}" for name in ANSWERED] + [f"abstained: {name}" for name in ABSTAINED]
+    head = [f"F1: {name}" for name in ANSWERED] + [f"abstained: {name}" for name in ABSTAINED]
     return _table(("the generator", *head), lines)
 
 
