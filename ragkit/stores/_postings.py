@@ -55,12 +55,29 @@ def fill_postings(numbers: Array, lengths: Array, indptr: Array) -> tuple[Array,
 
 @njit(cache=True, nogil=True)
 def count_chosen(indptr: Array, postings: Array, chosen: Array) -> Array:
-    """Return in how many of the chosen documents each term occurs, shape [terms]."""
+    """Return in how many of the chosen documents each term occurs, shape [terms].
+
+    Shape [0], if a posting is of no document.
+    """
     sizes = np.zeros(len(indptr) - 1, np.int64)
     for term in range(len(sizes)):
+        if not _fits(indptr[term], indptr[term + 1], postings, len(chosen)):
+            return sizes[:0]
         for i in range(indptr[term], indptr[term + 1]):
             sizes[term] += chosen[postings[i]]
     return sizes
+
+
+@njit(cache=True, nogil=True)
+def _fits(start: int, stop: int, postings: Array, documents: int) -> bool:
+    """Tell whether there are such postings, and all of them are of documents: files can be damaged,
+    and nothing else would keep a loop from reading and writing beyond its arrays."""
+    if not 0 <= start <= stop <= len(postings):
+        return False
+    fits = True
+    for i in range(start, stop):
+        fits &= 0 <= postings[i] < documents
+    return fits
 
 
 @njit(cache=True, nogil=True)
@@ -139,8 +156,10 @@ def pack_queries(
 def weigh_postings(
     terms: Array, indptr: Array, postings: Array, counts: Array, scales: Array,
     bm25l: bool, k1: float, delta: float, impacts: Array, peaks: Array,
-) -> None:  # fmt: skip
+) -> bool:  # fmt: skip
     """Fill in the impacts of these terms' postings, once, and each term's greatest.
+
+    Returns False at a posting of no document, before anything is computed from it.
 
     An impact is what a term of weight 1 adds to the document. `scales` are
     k1 (1 - b + b · length / average length), shape [documents]; the peak of a term whose impacts
@@ -149,6 +168,8 @@ def weigh_postings(
     for term in terms:
         if term < 0 or peaks[term] >= 0:
             continue
+        if not _fits(indptr[term], indptr[term + 1], postings, len(scales)):
+            return False
         peak = 0.0
         for i in range(indptr[term], indptr[term + 1]):
             frequency, scale = float(counts[i]), scales[postings[i]]
@@ -160,6 +181,7 @@ def weigh_postings(
             impacts[i] = impact
             peak = max(peak, impact)
         peaks[term] = peak
+    return True
 
 
 @njit(cache=True, nogil=True)

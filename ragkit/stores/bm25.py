@@ -132,12 +132,14 @@ class Bm25Store:
             if (self._peaks[place][terms[terms >= 0]] >= 0).all():
                 return
             relative = segment.lengths.astype(np.float64) / self._average
-            _postings.weigh_postings(
+            sound = _postings.weigh_postings(
                 terms, segment.indptr, segment.rows, segment.counts,
                 settings.k1 * (1 - settings.b + settings.b * relative),
                 settings.variant == "l", settings.k1, settings.shift,
                 self._impacts[place], self._peaks[place],
             )  # fmt: skip
+        if not sound:
+            raise segment.damaged()
 
     @cached_property
     def _mean_idf(self) -> float:

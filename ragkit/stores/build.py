@@ -180,7 +180,8 @@ def write_vectors(
         encoder, progress, known: as in `write_dense`.
     """
     vectors = partial(path, fingerprint(encoder.describe()["fingerprint"]))
-    hashes = [file_hash(folder / "documents.jsonl") for folder in folders]
+    with writing(path):
+        hashes = [file_hash(folder / "documents.jsonl") for folder in folders]
     files = [vectors / f"{fingerprint(each)}.npy" for each in hashes]
     stores = [DocumentStore([folder]) for folder in folders]
     encoded = write_dense(stores, files, encoder, progress, resume=True, known=known)

@@ -14,6 +14,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ..artefacts import file_hash
 from ..errors import IndexStateError, ModelError, SettingsError
 from .ann import Ann, knn
 from .embeddings import Vectors, open_embeddings
@@ -54,13 +55,24 @@ class DenseStore:
 
     @classmethod
     def open(
-        cls, folders: Sequence[Path], live: Live, ann: Path | None = None, search: str = ""
+        cls,
+        folders: Sequence[Path],
+        live: Live,
+        ann: Path | None = None,
+        search: str = "",
+        digest: str = "",
     ) -> DenseStore:
         """Open the embeddings of segments' folders, of which these rows are live.
 
+        The approximate index is compared with its checksum: FAISS trusts what it reads.
+
         Raises:
-            IndexStateError: they cannot be read, or do not fit.
+            IndexStateError: they cannot be read, do not fit, or have changed.
         """
+        if ann and digest and file_hash(ann) != digest:
+            raise IndexStateError(
+                f"{ann}: its bytes have changed since it was written. Build the index again."
+            )
         pairs = zip(folders, live.sizes, strict=True)
         arrays = [open_embeddings(folder / "embeddings.npy", rows) for folder, rows in pairs]
         return cls(arrays, ann, search, deleted=live.deleted)

@@ -86,7 +86,8 @@ def open_embeddings(path: Path, rows: int) -> Vectors:
         raise IndexStateError(
             f"{path}: cannot be read ({error}). Build the index again."
         ) from error
-    if array.dtype != np.float32 or array.ndim != 2 or len(array) != rows:
+    sound = array.dtype == np.float32 and array.ndim == 2 and array.flags.c_contiguous
+    if not sound or len(array) != rows:
         raise IndexStateError(
             f"{path}: {array.dtype} of shape {array.shape}, expected float32 with {rows} rows. "
             "Build the index again."

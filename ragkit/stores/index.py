@@ -205,7 +205,8 @@ class Index:
         def load() -> DenseStore:
             ann = self.manifest["ann"]
             file = self.path / "ann" / ann["file"] if ann["file"] else None
-            return DenseStore.open(self.folders, self.live, file, ann["search"])
+            digest = ann.get("hash", "")
+            return DenseStore.open(self.folders, self.live, file, ann["search"], digest)
 
         return self._opened(load)
 

@@ -15,6 +15,7 @@ from .analysis import Analyser, Vocabulary
 from .live import Rows
 
 _FILES = ("indptr", "rows", "counts", "lengths")
+_KINDS = ((np.int64,), (np.int32,), (np.int32, np.uint16), (np.int32,))
 
 
 def write_postings(folder: Path, texts: Iterable[str], analyser: Analyser) -> None:
@@ -49,17 +50,37 @@ class Postings:
         self.indptr, self.rows, self.counts, self.lengths = arrays
         terms = json.loads((folder / "terms.json").read_text(encoding="utf-8"))
         self.terms: dict[str, int] = {term: number for number, term in enumerate(terms)}
-        if len(self.indptr) != len(terms) + 1 or len(self.rows) != self.indptr[-1]:
-            raise IndexStateError(
-                f"{folder}: postings and terms do not fit. Build the index again."
-            )
+        self._folder = folder
+        if not self._fit():
+            raise self.damaged()
         self._deleted: NDArray[np.int64] | None = None
         self.length = int(self.lengths.sum(dtype=np.int64))
         if len(deleted):
             chosen = np.zeros(len(self.lengths), np.bool_)
             chosen[deleted] = True
             self._deleted = _postings.count_chosen(self.indptr, self.rows, chosen)
+            if len(self._deleted) != len(terms):
+                raise self.damaged()
             self.length -= int(self.lengths[deleted].sum(dtype=np.int64))
+
+    def _fit(self) -> bool:
+        """Tell whether the arrays are of the kinds that are written, and of sizes that fit."""
+        arrays = (self.indptr, self.rows, self.counts, self.lengths)
+        return (
+            all(
+                array.ndim == 1 and array.dtype in kinds
+                for array, kinds in zip(arrays, _KINDS, strict=True)
+            )
+            and len(self.indptr) == len(self.terms) + 1
+            and len(self.rows) == len(self.counts) == self.indptr[-1]
+            and bool((self.lengths >= 0).all())
+        )
+
+    def damaged(self) -> IndexStateError:
+        """Return the error that tells of postings that do not fit together."""
+        return IndexStateError(
+            f"{self._folder}: postings, terms and documents do not fit. Build the index again."
+        )
 
     def frequency(self, term: str) -> int:
         """Return in how many live documents a term occurs."""

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ragkit.stores.build
-from ragkit.errors import DataError, SettingsError
+from ragkit.errors import DataError, IndexStateError, SettingsError
 from ragkit.retrievers import Bm25Retriever
 from ragkit.stores.analysis import Analyser, Vocabulary
 from ragkit.stores.bm25 import Bm25Settings, Bm25Store
@@ -491,3 +491,26 @@ def test_the_index_searches_with_the_analyser_it_was_built_with(tmp_path):
     index = Index.open(tmp_path / "kb")
     assert index.bm25.analyser == Analyser.of_language("german")
     assert index.bm25.search(["Katze"], 2)[0][0].tolist() == [0]
+
+
+@pytest.mark.parametrize("row", [-1, 3, 2**31 - 1])
+@pytest.mark.parametrize("deleted", [(), (0,)])
+def test_postings_of_no_document_are_refused(tmp_path, row, deleted):
+    """Compiled loops check no bounds of their own."""
+    write_postings(tmp_path / "bm25", ["tin", "tin lead", "lead"], Analyser())
+    file = tmp_path / "bm25" / "rows.npy"
+    rows = np.load(file)
+    rows[-1] = row
+    np.save(file, rows)
+    gone = [np.array(deleted, np.int64)] if deleted else ()
+    with pytest.raises(IndexStateError, match="do not fit"):
+        Bm25Store([tmp_path / "bm25"], Analyser(), deleted=gone).search(["tin lead"], 2)
+
+
+@pytest.mark.parametrize("name", ["indptr", "rows", "counts", "lengths"])
+def test_postings_of_another_kind_are_refused(tmp_path, name):
+    write_postings(tmp_path / "bm25", ["tin", "tin lead", "lead"], Analyser())
+    file = tmp_path / "bm25" / f"{name}.npy"
+    np.save(file, np.load(file).astype(np.float32))
+    with pytest.raises(IndexStateError, match="do not fit"):
+        Bm25Store([tmp_path / "bm25"], Analyser())
