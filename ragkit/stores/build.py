@@ -184,7 +184,7 @@ def write_vectors(
         hashes = [file_hash(folder / "documents.jsonl") for folder in folders]
     files = [vectors / f"{fingerprint(each)}.npy" for each in hashes]
     stores = [DocumentStore([folder]) for folder in folders]
-    encoded = write_dense(stores, files, encoder, progress, resume=True, known=known)
+    encoded = write_dense(stores, files, encoder, progress, known)
     with writing(path):
         for folder, file in zip(folders, files, strict=True):
             link(file, folder / "embeddings.npy")
@@ -196,18 +196,17 @@ def write_dense(
     files: Sequence[Path],
     encoder: DocumentEncoder,
     progress: Progress,
-    *,
-    resume: bool = False,
     known: Callable[[int], Vector | None] = lambda row: None,
 ) -> int:
     """Encode the documents of segments, a file each, and return how many were encoded.
+
+    It goes on where an earlier call was stopped; see `write_embeddings`.
 
     Args:
         stores: the documents, a store a segment.
         files: where their embeddings go.
         encoder: gives the vectors.
         progress: told of the documents done.
-        resume: go on where an earlier call was stopped; see `write_embeddings`.
         known: gives the vector of a row (counted over all stores) that needs no encoding.
     """
     total = sum(len(store) for store in stores)
@@ -223,9 +222,7 @@ def write_dense(
         def vector(row: int, before: int = before) -> Vector | None:
             return known(before + row)
 
-        encoded += write_embeddings(
-            file, encoder, texts, len(store), report, resume=resume, known=vector
-        )
+        encoded += write_embeddings(file, encoder, texts, len(store), report, vector)
         before += len(store)
     return encoded
 
@@ -267,6 +264,11 @@ def segment_record(folder: Path) -> dict[str, Any]:
         "documents": len(DocumentStore([folder])),
         "files": {file.relative_to(folder).as_posix(): file_hash(file) for file in files},
     }
+
+
+def unsealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a manifest without its checksum, to be changed and published."""
+    return {key: value for key, value in manifest.items() if key != "checksum"}
 
 
 def publish(path: Path, place: Path, manifest: dict[str, Any]) -> None:

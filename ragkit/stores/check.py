@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..artefacts import file_hash, fingerprint, read_json
 from ..errors import DataError, IndexStateError
 from ..types import Progress
-from .build import FORMAT
+from .build import FORMAT, unsealed
 from .folder import MANIFEST
 
 if TYPE_CHECKING:
@@ -53,8 +53,7 @@ def live_files(manifest: Mapping[str, Any]) -> dict[str, str]:
 def check_index(index: Index, progress: Progress) -> list[str]:
     """Tell what is wrong with an index, as `Index.check` does."""
     problems = []
-    manifest = {key: value for key, value in index.manifest.items() if key != "checksum"}
-    if fingerprint(manifest) != index.manifest.get("checksum"):
+    if fingerprint(unsealed(index.manifest)) != index.manifest.get("checksum"):
         problems.append(f"{index.path / MANIFEST}: changed since it was written")
     try:
         files = index.files()

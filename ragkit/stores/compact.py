@@ -82,7 +82,7 @@ def compact_index(index: Index, progress: Progress) -> Compacted:
         index.size()  # refuses an index that lacks a file
         refuse_damage(index, merged, progress)
         with writing(index.path):
-            manifest = {key: value for key, value in index.manifest.items() if key != "checksum"}
+            manifest = build.unsealed(index.manifest)
             folders = index.folders
             if merged:
                 staged = _merge(index, live.starts[first], place, progress)

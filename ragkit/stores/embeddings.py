@@ -101,11 +101,12 @@ def write_embeddings(
     texts: Callable[[int, int], list[str]],
     rows: int,
     progress: Callable[[int], None] = lambda done: None,
-    *,
-    resume: bool = False,
     known: Callable[[int], Vector | None] = lambda row: None,
 ) -> int:
     """Encode texts window by window into a float32 .npy of shape [rows, dimension].
+
+    It goes on where an earlier call with these arguments was stopped: how many rows are safe on the
+    disk is noted beside the file, as .json.
 
     Args:
         path: the file to write.
@@ -113,8 +114,6 @@ def write_embeddings(
         texts: returns the texts of rows `start` to `stop`.
         rows: how many rows there are.
         progress: told how many rows are done.
-        resume: go on where an earlier call with these arguments was stopped. How many rows are
-            safe on the disk is noted beside the file, as .json.
         known: returns the vector of a row that is not to be encoded; None of one that is.
 
     Returns:
@@ -126,7 +125,7 @@ def write_embeddings(
     """
     shape, note = (rows, encoder.dimension), path.with_suffix(".json")
     header = _header(shape)
-    done, encoded = _noted(note, path, header, shape) if resume else 0, 0
+    done, encoded = _noted(note, path, header, shape), 0
     if not done:
         with writing(path):
             path.write_bytes(header)
@@ -139,10 +138,9 @@ def write_embeddings(
             handle.truncate(handle.seek(len(header) + done * 4 * encoder.dimension))
             handle.write(vectors.data)
             done += len(vectors)
-            if resume:
-                handle.flush()
-                os.fsync(handle.fileno())
-                write_json(note, {"shape": shape, "rows": done})
+            handle.flush()
+            os.fsync(handle.fileno())
+            write_json(note, {"shape": shape, "rows": done})
     progress(rows)
     return encoded
 

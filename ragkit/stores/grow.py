@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import DataError, IndexStateError, SettingsError
 from ..types import Document, Progress
 from .analysis import Analyser
-from .build import SegmentsWriter, publish, segment_record, write_bm25, write_vectors
+from .build import SegmentsWriter, publish, segment_record, unsealed, write_bm25, write_vectors
 from .compact import covered, next_number
 from .dense import DenseStore
 from .documents import check_document, document_line
@@ -241,7 +241,7 @@ def _publish(index: Index, place: Path, dropped: set[int], folders: Sequence[Pat
             f"{index.path}: no document would be left, and an index holds one at least. Nothing "
             "was changed. Remove the folder, or build it again with --replace."
         )
-    manifest = {key: value for key, value in index.manifest.items() if key != "checksum"}
+    manifest = unsealed(index.manifest)
     live, covers = index.live, 0
     if manifest.get("ann", {}).get("file"):
         covers = covered(manifest)

@@ -11,7 +11,7 @@ from ..errors import IndexStateError, SettingsError
 from ..types import Progress, quiet
 from .analysis import Analyser
 from .ann import AnnSettings, check_ann
-from .build import publish, segment_record, write_ann, write_bm25, write_dense
+from .build import publish, segment_record, unsealed, write_ann, write_bm25, write_dense
 from .check import refuse_damage
 from .compact import ann_settings
 from .documents import DocumentStore, DocumentWriter
@@ -49,7 +49,7 @@ def refresh_index(index: Index, encoder: DocumentEncoder, progress: Progress) ->
     if same and not partials(index.path):
         return Refreshed(changed=False)
     with changing(index.path, index.manifest) as place:
-        manifest = {key: value for key, value in index.manifest.items() if key != "checksum"}
+        manifest = unsealed(index.manifest)
         manifest["encoder"] = described
         done = Refreshed(changed=not same)
         if not built or not same_documents(built, described):
@@ -83,7 +83,7 @@ def _replace_vectors(
     refuse_damage(index, [index.folders[n] for n in places if len(live.deleted[n])], progress)
     stores = [DocumentStore([index.folders[n]], [live.deleted[n]]) for n in places]
     files = [vectors / f"{index.folders[n].name}.npy" for n in places]
-    encoded = write_dense(stores, files, encoder, progress, resume=True)
+    encoded = write_dense(stores, files, encoder, progress)
     with writing(index.path):
         records = []
         for number, (n, store, file) in enumerate(zip(places, stores, files, strict=True), 1):
