@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from ragkit import __version__
 
-from .results import interval, laid_out, scores_table, told_of_scores
+from .results import interval, laid_out, markdown, scores_table, told_of_scores
 
 _MEASURES = ("EM", "F1", "cover", "abstained")
 _PROBES = ("probe", "measure", "before", "change, by seed", "lost by the worst")
@@ -71,19 +71,14 @@ def _probe_rows(results: Mapping[str, Any]) -> list[list[str]]:
     ]
 
 
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def card(results: Mapping[str, Any]) -> str:
     """Return the model card: what was learnt and how, what it gained, what it forgot."""
     settings, data = results["settings"], results["data"]
     what = (
         "all weights" if settings["full"] else f"an adapter (LoRA) of rank {settings['lora'] or 8}"
     )
-    probes = _markdown(_PROBES, _probe_rows(results))
-    shares = _markdown(_SHARES, _share_rows(results))
+    probes = markdown(_PROBES, _probe_rows(results))
+    shares = markdown(_SHARES, _share_rows(results))
     return CARD.format(
         what=what,
         base=settings["base"],
@@ -96,7 +91,7 @@ def card(results: Mapping[str, Any]) -> str:
         loss=settings["loss"],
         seeds=", ".join(results["seeds"]),
         share=results["average"]["taken"],
-        table="\n".join("| " + " | ".join(row) + " |" for row in _rows(results)),
+        table=markdown(("measure", "before", "after", "difference"), _rows(results)),
         shares=f"{shares}\n\n" if len(results["average"]["tried"]) > 1 else "",
         probes=probes if results["probes"] else "No probe of general ability was run.",
         version=__version__,
@@ -112,8 +107,6 @@ CARD = """# A reader made of {base}
 - seeds: {seeds}; this is the one with the best F1 on the {dev} questions evaluated
 - share of what was learnt in the average with the base: {share}
 
-| measure | before | after | difference |
-|---|---|---|---|
 {table}
 
 {shares}{probes}

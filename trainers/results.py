@@ -207,5 +207,10 @@ def interval(value: Mapping[str, float]) -> str:
 
 def table_of(results: Mapping[str, Any]) -> str:
     """Lay out before and after in Markdown."""
-    head = ["| measure | before | after | difference |", "|---|---|---|---|"]
-    return "\n".join([*head, *("| " + " | ".join(row) + " |" for row in _rows(results))])
+    return markdown(("measure", "before", "after", "difference"), _rows(results))
+
+
+def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
+    lines = ["| " + " | ".join(line) + " |" for line in (heads, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(heads), *lines[1:]])

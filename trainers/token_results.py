@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ragkit import __version__
 from ragkit.types import Progress
 
-from .results import interval, laid_out, told_of_scores
+from .results import interval, laid_out, markdown, told_of_scores
 from .runs import json_values
 
 if TYPE_CHECKING:
@@ -103,8 +103,6 @@ def _named(count: int) -> str:
 def card(tokens: VirtualTokens, results: Mapping[str, Any]) -> str:
     """Return the model card: what the tokens are, how they were learnt, what they changed."""
     settings, data = results["settings"], results["data"]
-    lines = ["| answers with | " + " | ".join(_MEASURES) + " |", "|---|" + "---|" * len(_MEASURES)]
-    lines += ["| " + " | ".join(row) + " |" for row in _rows(results["conditions"])]
     return CARD.format(
         count=len(tokens),
         base=tokens.base,
@@ -117,7 +115,7 @@ def card(tokens: VirtualTokens, results: Mapping[str, Any]) -> str:
         seeds=", ".join(results["seeds"]),
         passages=settings["passages"],
         learning_rate=settings["learning_rate"],
-        table="\n".join(lines),
+        table=markdown(("answers with", *_MEASURES), _rows(results["conditions"])),
         version=__version__,
     )
 
