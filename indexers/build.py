@@ -40,12 +40,19 @@ class BuildSettings:
     """Put before each document; the encoder's own if not given."""
     max_length: int | None = None
     """Tokens of a document that the encoder reads; its own limit if not given."""
-    kind: Literal["flat", "hnsw", "ivf"] = "flat"
-    """The dense search: exact (flat), or an approximate index."""
+    kind: Literal["auto", "flat", "hnsw", "ivf", "ivfpq"] = "flat"
+    """The dense search: exact (flat), or an approximate index; auto goes by how many vectors."""
+    codes: Literal["float32", "int8", "binary"] = "float32"
+    """How the approximate index keeps vectors; with codes of less, flat is one too."""
     factory: str = ""
-    """A FAISS factory string in place of --kind, such as IVF1024,PQ48."""
+    """A FAISS factory string in place of --kind and --codes, such as IVF1024,PQ48."""
     search_parameters: str = ""
     """FAISS's parameters of the search, such as nprobe=32 or efSearch=256."""
+    target_recall: float | None = None
+    """Chooses these parameters and --rescore: the share of the best 10 to be found, such as .95."""
+    rescore: int | None = None
+    """Candidates a hit whose scores the float32 vectors tell: if not given 4 for int8, 16 for
+    binary and ivfpq, 0 for a factory."""
     language: str = "english"
     """BM25's stemmer and stop words (none for neither), and whose sentences are told apart."""
     variant: Literal["lucene", "okapi", "l", "plus"] = "lucene"
@@ -113,7 +120,7 @@ def say_problems(problems: list[Problem]) -> None:
 def build_index(corpus: list[Path], settings: BuildSettings, problems: list[Problem]) -> Index:
     """Read, split and index a corpus; what `--on-error skip` left out is added to `problems`."""
     from ragkit.stores.analysis import Analyser
-    from ragkit.stores.ann import AnnSettings
+    from ragkit.stores.ann_settings import AnnSettings
     from ragkit.stores.bm25 import Bm25Settings
     from ragkit.stores.build import check_build
     from ragkit.stores.index import Index
@@ -122,7 +129,14 @@ def build_index(corpus: list[Path], settings: BuildSettings, problems: list[Prob
     check_build(settings.index, stores, settings.replace)
     analyser = Analyser.of_language(settings.language)
     bm25 = Bm25Settings(settings.variant, settings.k1, settings.b, settings.delta)
-    ann = AnnSettings(settings.kind, settings.factory, settings.search_parameters)
+    ann = AnnSettings(
+        settings.kind,
+        settings.factory,
+        settings.search_parameters,
+        settings.codes,
+        settings.rescore,
+        settings.target_recall,
+    )
     check_split(settings.split_tokens, settings.split_overlap)
     encoder = load_encoder(settings) if "dense" in stores else None
     split = Splitter(settings.split_tokens, settings.split_overlap, encoder, analyser.code)
@@ -189,6 +203,7 @@ def describe(index: Index) -> dict[str, Any]:
     `deleted_rows` are those of deleted documents, which segments hold until they are compacted, and
     `uncovered` the documents that are not in the approximate index.
     """
+    from ragkit.stores.ann_settings import search_settings
     from ragkit.stores.compact import uncovered
 
     manifest = index.manifest
@@ -208,7 +223,11 @@ def describe(index: Index) -> dict[str, Any]:
     if "dense" in index.stores:
         encoder = manifest["encoder"]
         kept = ("name", "dimension", "max_length", "similarity", "query_prompt", "document_prompt")
-        summary["encoder"] = {key: encoder[key] for key in (*kept, "fingerprint")}
+        summary["encoder"] = {key: encoder.get(key) for key in (*kept, "fingerprint")}
         summary["ann"] = manifest["ann"].get("built") or "flat"
+        if manifest["ann"].get("file"):
+            summary["search"] = dict(
+                zip(("parameters", "rescore"), search_settings(manifest["ann"]), strict=True)
+            )
         summary["uncovered"] = uncovered(index)
     return summary

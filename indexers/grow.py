@@ -13,8 +13,8 @@ from ragkit.console import print_json, progress_bars
 from ragkit.corpus import Problem, read_documents
 from ragkit.errors import DataError, SettingsError
 
-from .build import describe, load_encoder, say_problems, telling_of_kept
-from .refresh import RefreshSettings
+from .build import describe, say_problems, telling_of_kept
+from .refresh import index_encoder
 from .split import Splitter
 
 if TYPE_CHECKING:
@@ -163,7 +163,9 @@ def _grow(corpus: list[Path], settings: GrowSettings, *, update: bool, json: boo
 
     start, problems = perf_counter(), list[Problem]()
     index = Index.open(settings.index)
-    encoder = _encoder(index, settings) if "dense" in index.stores else None
+    encoder = None
+    if "dense" in index.stores:
+        encoder = index_encoder(index, settings.encoder, settings.device, settings.precision)
     split = _splitter(index, encoder)
     with telling_of_kept(settings.index), progress_bars() as progress:
         documents = read_documents(corpus, on_error=settings.on_error, problems=problems)
@@ -177,21 +179,6 @@ def _grow(corpus: list[Path], settings: GrowSettings, *, update: bool, json: boo
     else:
         skipped = f", {len(problems)} records skipped" if problems else ""
         print(f"{settings.index}: {_told(done, update)}{skipped}, {_state(index)}")
-
-
-def _encoder(index: Index, settings: GrowSettings) -> BiEncoder:
-    """Load the encoder that the index was built with, as it was."""
-    built = index.manifest["encoder"]
-    kept = ("query_prompt", "document_prompt", "max_length")
-    return load_encoder(
-        RefreshSettings(
-            index=settings.index,
-            encoder=built["name"] if settings.encoder is None else settings.encoder,
-            device=settings.device,
-            precision=settings.precision,
-            **{name: built.get(name) for name in kept},
-        )
-    )
 
 
 def _splitter(index: Index, encoder: BiEncoder | None) -> Splitter:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ragkit.console import print_json, progress_bars
-from ragkit.errors import IndexStateError
+from ragkit.errors import IndexStateError, SettingsError
 
 from .build import describe
+from .refresh import index_encoder
+
+if TYPE_CHECKING:
+    from ragkit.evaluation.statistics import Estimate
+    from ragkit.stores.index import Index
 
 
 def info(*, index: Path, json: bool = False) -> None:
@@ -39,8 +46,13 @@ def info(*, index: Path, json: bool = False) -> None:
         print(f"{name:<12} {shown}")
 
 
-def check(*, index: Path, json: bool = False) -> None:
+def check(
+    *, index: Path, questions: Path | None = None, encoder: str | None = None, json: bool = False
+) -> None:
     """Compare every file of an index with its checksum, and its stores with one another.
+
+    Of an approximate index it also tells the recall@10: how much it finds of what exact search
+    finds, for 200 documents that stand for queries, or for questions.
 
     Example: ragkit-index check --index kb
 
@@ -48,6 +60,10 @@ def check(*, index: Path, json: bool = False) -> None:
     ----------
     index
         The index folder.
+    questions
+        A file of questions on which the recall is measured.
+    encoder
+        Where the index's encoder is now, if that is not where it was when the index was built.
     json
         Print the result as JSON.
     """
@@ -56,9 +72,34 @@ def check(*, index: Path, json: bool = False) -> None:
     opened = Index.open(index)
     with progress_bars() as progress:
         problems = opened.check(progress)
+        recall = None if problems else _recall(opened, questions, encoder)
     if json:
-        print_json({"index": str(index), "sound": not problems, "problems": problems})
+        told = {"index": str(index), "sound": not problems, "problems": problems}
+        print_json(told | ({"recall@10": asdict(recall)} if recall else {}))
     if problems:
         raise IndexStateError("\n".join([*problems, "Build the index again."]))
     if not json:
-        print(f"{index}: sound, {len(opened):,} documents")
+        of = "questions" if questions else "documents that stand for queries"
+        found = f", recall@10 {recall} over {recall.n} {of}" if recall else ""
+        print(f"{index}: sound, {len(opened):,} documents{found}")
+
+
+def _recall(index: Index, questions: Path | None, encoder: str | None) -> Estimate | None:
+    """Measure an approximate index; None where there is none."""
+    if "dense" not in index.stores or not index.manifest["ann"]["file"]:
+        if questions:
+            raise SettingsError(
+                f"{index.path}: its dense search is exact, or it has none, so that there is no "
+                "recall to be measured. Leave --questions out."
+            )
+        return None
+    from ragkit.corpus import read_questions
+    from ragkit.evaluation.statistics import bootstrap_mean
+    from ragkit.stores.recall import Sample, documents_sample
+
+    if questions is None:
+        sample = documents_sample(index.dense)
+    else:
+        asked = [example.query.text for example in read_questions(questions)]
+        sample = Sample(index.dense, index_encoder(index, encoder).encode_queries(asked))
+    return bootstrap_mean(sample.recall().tolist())

@@ -85,6 +85,32 @@ def refresh(*, settings: RefreshSettings, json: bool = False) -> None:
         )
 
 
+def index_encoder(
+    index: Index,
+    name: str | None = None,
+    device: str | None = None,
+    precision: Literal["auto", "fp32", "bf16"] = "auto",
+) -> BiEncoder:
+    """Load the encoder that an index was built with, as it was.
+
+    Args:
+        index: an index with a dense store.
+        name: where the encoder is now, if it is elsewhere.
+        device, precision: as in `RefreshSettings`.
+    """
+    built = index.manifest["encoder"]
+    kept = ("query_prompt", "document_prompt", "max_length")
+    return load_encoder(
+        RefreshSettings(
+            index=index.path,
+            encoder=built["name"] if name is None else name,
+            device=device,
+            precision=precision,
+            **{key: built.get(key) for key in kept},
+        )
+    )
+
+
 def _tell_of_cut(index: Index, encoder: BiEncoder, progress: Progress) -> None:
     """Tell how many documents are too long for an encoder that is to encode them."""
     from ragkit.stores.embeddings import same_documents

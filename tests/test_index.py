@@ -17,7 +17,7 @@ from ragkit import artefacts
 from ragkit.artefacts import check_output, new_folder, read_json, write_json
 from ragkit.errors import DataError, IndexStateError, SettingsError
 from ragkit.retrievers import Bm25Retriever, DenseRetriever
-from ragkit.stores.ann import AnnSettings
+from ragkit.stores.ann_settings import AnnSettings
 from ragkit.stores.bm25 import Bm25Settings
 from ragkit.stores.index import Index
 from ragkit.types import Document, Query

@@ -4,61 +4,20 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import faiss as _faiss
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import IndexStateError, SettingsError
+from .ann_settings import AnnSettings
 from .embeddings import Vectors
 
 faiss: Any = _faiss  # its stubs describe the C++ signatures, not the Python wrapper's
 
-Kind: TypeAlias = Literal["flat", "hnsw", "ivf"]
-KINDS: tuple[Kind, ...] = ("flat", "hnsw", "ivf")
-
-_TRAINING_VECTORS_PER_LIST = 64
 _BLOCK = 65_536
-
-
-@dataclass(frozen=True, slots=True)
-class AnnSettings:
-    """Which FAISS index is built over the embeddings.
-
-    `kind` is `flat` (exact, no index), `hnsw` or `ivf`; `factory` is a FAISS factory string, such
-    as `IVF1024,PQ48` or `HNSW32,SQ8`, that takes its place. `search` sets FAISS's parameters for
-    the search (`nprobe=32`, `efSearch=256`, comma-separated).
-    """
-
-    kind: Kind = "flat"
-    factory: str = ""
-    search: str = ""
-
-    def __post_init__(self) -> None:
-        """Refuse an unknown kind, and parameters of a search that has none.
-
-        Raises:
-            SettingsError: `kind` is none of flat, hnsw, ivf; or `search` is given for `flat`.
-        """
-        if self.kind not in KINDS:
-            raise SettingsError(f"unknown kind {self.kind!r}; known are {', '.join(KINDS)}")
-        if self.search and self.kind == "flat" and not self.factory:
-            raise SettingsError(
-                f"the search parameters {self.search!r} are of an approximate index; exact search "
-                "(flat) has none. Choose another kind, or leave them out."
-            )
-
-    def factory_for(self, vectors: int) -> str:
-        """Return the FAISS factory string for so many vectors; empty for exact search."""
-        if self.factory or self.kind == "flat":
-            return self.factory
-        if self.kind == "hnsw":
-            return "HNSW32,Flat"
-        lists = max(1, min(round(4 * vectors**0.5), vectors // _TRAINING_VECTORS_PER_LIST))
-        return f"IVF{lists},Flat"
 
 
 def build_ann(
@@ -74,7 +33,7 @@ def build_ann(
         OSError: the file cannot be written.
     """
     total = sum(len(part) for part in embeddings)
-    factory = settings.factory_for(total)
+    factory = settings.factory_for(total, embeddings[0].shape[1])
     index = _new_index(embeddings[0].shape[1], factory)
     try:
         if not index.is_trained:
@@ -105,8 +64,7 @@ def check_ann(settings: AnnSettings, dimension: int) -> None:
     Raises:
         SettingsError: the factory string or the search parameters mean nothing to FAISS.
     """
-    factory = settings.factory_for(1_000_000)
-    if factory:
+    if factory := settings.factory_for(1_000_000, dimension):
         _set_search(_new_index(dimension, factory), settings.search)
 
 
@@ -176,8 +134,28 @@ class Ann:
                 f"{path}: FAISS cannot read it. Build the index again."
             ) from error
         self.size = int(self._index.ntotal)
+        self.set_search(search)
+
+    def set_search(self, search: str) -> None:
+        """Set FAISS's parameters of the search; what they do not name gets its default.
+
+        Raises:
+            SettingsError: FAISS refuses them.
+        """
         _set_defaults(self._index)
         _set_search(self._index, search)
+
+    def effort(self) -> tuple[str, int, float] | None:
+        """Return the parameter that trades time for recall, its most, and the vectors a unit reads.
+
+        None where every vector is compared.
+        """
+        core = _core(self._index)
+        if isinstance(core, faiss.IndexHNSW):
+            return "efSearch", 4096, 32.0  # an estimate: the neighbours of a visited vector
+        if isinstance(core, faiss.IndexIVF):
+            return "nprobe", int(core.nlist), self.size / core.nlist
+        return None
 
     def search(
         self, vectors: Vectors, k: int, mask: NDArray[np.bool_] | None
@@ -212,4 +190,6 @@ def _filtering(index: Any, selector: Any, k: int) -> Any:
         return faiss.SearchParametersHNSW(sel=selector, efSearch=ef)
     if isinstance(index, faiss.IndexIVF):
         return faiss.SearchParametersIVF(sel=selector, nprobe=index.nprobe)
+    if isinstance(index, faiss.IndexScalarQuantizer | faiss.IndexRaBitQ):
+        return faiss.SearchParameters(sel=selector)
     return None

@@ -14,8 +14,10 @@ from ..artefacts import file_hash, fingerprint
 from ..errors import DataError, SettingsError
 from ..types import Document, Progress
 from .analysis import Analyser
-from .ann import AnnSettings, build_ann, check_ann
+from .ann import build_ann, check_ann
+from .ann_settings import AnnSettings
 from .bm25 import Bm25Settings
+from .dense import DenseStore
 from .documents import DocumentStore, DocumentWriter, document_line
 from .embeddings import DocumentEncoder, Vector, write_embeddings
 from .folder import (
@@ -29,6 +31,7 @@ from .folder import (
     writing,
 )
 from .postings import write_postings
+from .recall import tune
 
 FORMAT = 1
 SEGMENT_DOCUMENTS = 100_000
@@ -240,20 +243,25 @@ def write_ann(
         place: where it is staged.
         folders: the segments, with their embeddings.
         settings: which index.
-        manifest: gets `ann`: the settings, and the index's file, hash, factory string and number of
-            vectors.
+        manifest: gets `ann`: the settings, and the index's file, hash, factory string, number of
+            vectors, and the search that it was tuned to.
         progress: told of the vectors done.
     """
     manifest["ann"] = asdict(settings) | {"file": None}
     arrays = [np.load(folder / "embeddings.npy", mmap_mode="r") for folder in folders]
     covers = sum(len(array) for array in arrays)
-    factory = settings.factory_for(covers)
+    factory = settings.factory_for(covers, arrays[0].shape[1])
     if not factory:
         return
     name = ann_name()
     build_ann(arrays, settings, place / name, lambda done, total: progress(factory, done, total))
     manifest["ann"] |= {"file": name, "hash": file_hash(place / name), "built": factory}
     manifest["ann"]["covers"] = covers
+    if target := settings.recall_wanted():
+        store = DenseStore(arrays, place / name)
+        rescore = settings.rescored(factory)
+        tuned = tune(store, target, rescore, settings.rescore is not None, progress)
+        manifest["ann"]["tuned"] = asdict(tuned)
 
 
 def segment_record(folder: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..types import Progress
 from . import build
 from .analysis import Analyser
-from .ann import AnnSettings
+from .ann_settings import ann_settings
 from .check import refuse_damage
 from .dense import DenseStore
 from .documents import DocumentStore
@@ -58,13 +58,6 @@ def next_number(manifest: Mapping[str, Any]) -> int:
     return 1 + max(int(segment["name"][:6]) for segment in manifest["segments"])
 
 
-def ann_settings(manifest: Mapping[str, Any]) -> AnnSettings:
-    """Return which approximate index a manifest tells of."""
-    kept = manifest.get("ann", {})
-    names = ("kind", "factory", "search")
-    return AnnSettings(**{name: kept[name] for name in names if name in kept})
-
-
 def compact_index(index: Index, progress: Progress) -> Compacted:
     """Merge an index's segments, as `Index.compact` does.
 
@@ -91,7 +84,8 @@ def compact_index(index: Index, progress: Progress) -> Compacted:
                 manifest["segments"] = [*manifest["segments"][:first], *records]
                 manifest["deleted"] = []
             if "dense" in index.stores:
-                build.write_ann(place, folders, ann_settings(manifest), manifest, progress)
+                ann = ann_settings(manifest["ann"])
+                build.write_ann(place, folders, ann, manifest, progress)
             build.publish(index.path, place, manifest)
     return Compacted(len(merged), live.held[-1] - len(live), left)
 

@@ -32,6 +32,8 @@ class DenseStore:
         embeddings: float32 arrays of shape [rows, dimension], one a segment, in row order.
         ann: the FAISS index over the first rows, if there is one.
         search: FAISS's search parameters, in place of the defaults.
+        rescore: how many candidates a hit the FAISS index finds, whose scores the embeddings tell;
+            0 takes its own scores.
         deleted: the deleted rows of each segment. They are no hits, and rows are numbered as if
             they were not there.
     """
@@ -42,11 +44,13 @@ class DenseStore:
         ann: Path | None = None,
         search: str = "",
         *,
+        rescore: int = 0,
         deleted: Sequence[Rows] = (),
     ) -> None:
         self._embeddings = list(embeddings)
         self._live = Live([len(part) for part in embeddings], deleted)
         self._ann = Ann(ann, search) if ann else None
+        self._rescore = rescore
         if self._ann and self._ann.size not in self._live.held:
             raise IndexStateError(
                 f"{ann}: holds {self._ann.size} vectors, the segments {self._live.held[1:]}. "
@@ -60,6 +64,7 @@ class DenseStore:
         live: Live,
         ann: Path | None = None,
         search: str = "",
+        rescore: int = 0,
         digest: str = "",
     ) -> DenseStore:
         """Open the embeddings of segments' folders, of which these rows are live.
@@ -75,7 +80,7 @@ class DenseStore:
             )
         pairs = zip(folders, live.sizes, strict=True)
         arrays = [open_embeddings(folder / "embeddings.npy", rows) for folder, rows in pairs]
-        return cls(arrays, ann, search, deleted=live.deleted)
+        return cls(arrays, ann, search, rescore=rescore, deleted=live.deleted)
 
     def __len__(self) -> int:
         return len(self._live)
@@ -87,12 +92,29 @@ class DenseStore:
 
     def vectors(self, rows: Rows) -> Vectors:
         """Return the embeddings of these rows, shape [rows, dimension]."""
-        out = np.empty((len(rows), self.dimension), np.float32)
-        places, within = self._live.locate(rows)
+        return self._taken(*self._live.locate(rows))
+
+    def _taken(self, places: Rows, within: Rows) -> Vectors:
+        out = np.empty((len(places), self.dimension), np.float32)
         for place in np.unique(places):
             here = places == place
             out[here] = self._embeddings[place][within[here]]
         return out
+
+    @property
+    def effort(self) -> tuple[str, int, float] | None:
+        """What `Ann.effort` tells of the approximate index; None if there is none."""
+        return self._ann.effort() if self._ann else None
+
+    def set_search(self, search: str, rescore: int) -> None:
+        """Search the approximate index otherwise; the arguments are those of the store.
+
+        Raises:
+            SettingsError: FAISS refuses the parameters.
+        """
+        if self._ann:
+            self._ann.set_search(search)
+        self._rescore = rescore
 
     def search(
         self,
@@ -101,6 +123,7 @@ class DenseStore:
         mask: Mask | None = None,
         *,
         exact: bool = False,
+        whole: bool = True,
     ) -> tuple[list[Rows], list[NDArray[np.float32]]]:
         """Find the best `k` rows of each query vector by inner product.
 
@@ -109,6 +132,7 @@ class DenseStore:
             k: how many hits at most.
             mask: which rows may be hits, shape [rows]; None is all.
             exact: search every row even where there is an approximate index.
+            whole: do so too for a query for which that index finds fewer than there are.
 
         Returns:
             The hits' rows and their scores, an array each per query, best first; equal scores in
@@ -129,16 +153,34 @@ class DenseStore:
         vectors = np.ascontiguousarray(vectors, dtype=np.float32)
         if not np.isfinite(vectors).all():
             raise ModelError("the encoder gave NaN or an infinity for a query")
-        covered, parts = 0, []
+        covered, parts, short = 0, [], np.empty(0, np.int64)
         if self._ann and not exact and not _narrow(mask):
             allowed = self._live.allowed_anywhere(mask)
-            found = self._ann.search(vectors, min(k, self._ann.size), allowed)
-            if found is not None and not _short(found[1], k, allowed, self._ann.size):
-                parts.append((found[0], self._live.number_anywhere(found[1])))
+            wanted = min(k * max(1, self._rescore), self._ann.size)
+            found = self._ann.search(vectors, wanted, allowed)
+            if found is not None:
+                scores = self._rescored(vectors, *found) if self._rescore else found[0]
+                parts.append((scores, self._live.number_anywhere(found[1])))
                 covered = self._ann.size
+                short = _short(found[1], k, allowed, self._ann.size)
         rest = (n for n in range(len(self._embeddings)) if self._live.held[n] >= covered)
         parts += [self._exact(vectors, k, place, mask) for place in rest]
-        return _merge(parts, k)
+        rows, best = _merge(parts, k)
+        if len(short) and whole:
+            again = self.search(vectors[short], k, mask, exact=True)
+            for query, found_rows, scores in zip(short, *again, strict=True):
+                rows[query], best[query] = found_rows, scores
+        return rows, best
+
+    def _rescored(self, vectors: Vectors, scores: Vectors, rows: Rows) -> Vectors:
+        """Return the inner products of queries and their candidates, rows of all segments."""
+        starts = np.asarray(self._live.held, np.int64)
+        exact = np.full_like(scores, -np.inf)
+        for query, (vector, found) in enumerate(zip(vectors, rows, strict=True)):
+            there = found >= 0
+            places = np.searchsorted(starts, found[there], side="right") - 1
+            exact[query, there] = self._taken(places, found[there] - starts[places]) @ vector
+        return exact
 
     def _exact(self, vectors: Vectors, k: int, place: int, mask: Mask | None) -> Found:
         part, rows, allowed = self._embeddings[place], None, self._live.allowed(place, mask)
@@ -175,10 +217,10 @@ def _narrow(mask: Mask | None) -> bool:
     return mask is not None and int(mask.sum()) < _EXACT_BELOW
 
 
-def _short(rows: Rows, k: int, mask: Mask | None, size: int) -> bool:
-    """Tell whether an approximate search found fewer rows than there are to be found."""
+def _short(rows: Rows, k: int, mask: Mask | None, size: int) -> Rows:
+    """Return the queries for which an approximate search found fewer rows than there are."""
     possible = size if mask is None else int(mask[:size].sum())
-    return bool(((rows >= 0).sum(axis=1) < min(k, possible)).any())
+    return np.flatnonzero((rows >= 0).sum(axis=1) < min(k, possible))
 
 
 def _merge(parts: Sequence[Found], k: int) -> tuple[list[Rows], list[NDArray[np.float32]]]:

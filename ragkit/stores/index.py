@@ -20,7 +20,7 @@ from ..artefacts import fingerprint, read_json
 from ..errors import DataError, IndexStateError
 from ..types import Document, Progress, Where, quiet
 from .analysis import Analyser
-from .ann import AnnSettings
+from .ann_settings import AnnSettings, search_settings
 from .bm25 import Bm25Settings, Bm25Store
 from .build import STORES, build_index
 from .check import check_index, live_files, read_manifest
@@ -205,8 +205,8 @@ class Index:
         def load() -> DenseStore:
             ann = self.manifest["ann"]
             file = self.path / "ann" / ann["file"] if ann["file"] else None
-            digest = ann.get("hash", "")
-            return DenseStore.open(self.folders, self.live, file, ann["search"], digest)
+            found = (*search_settings(ann), ann.get("hash", "")) if file else ()
+            return DenseStore.open(self.folders, self.live, file, *found)
 
         return self._opened(load)
 

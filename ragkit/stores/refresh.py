@@ -10,10 +10,10 @@ from ..artefacts import file_hash, fingerprint, to_json
 from ..errors import IndexStateError, SettingsError
 from ..types import Progress, quiet
 from .analysis import Analyser
-from .ann import AnnSettings, check_ann
+from .ann import check_ann
+from .ann_settings import AnnSettings, ann_settings
 from .build import publish, segment_record, unsealed, write_ann, write_bm25, write_dense
 from .check import refuse_damage
-from .compact import ann_settings
 from .documents import DocumentStore, DocumentWriter
 from .embeddings import DocumentEncoder, same_documents
 from .folder import changing, link, partial, partials, segment_name, writing
@@ -101,7 +101,7 @@ def _replace_vectors(
 
 def _ann_settings(index: Index, dimension: int) -> AnnSettings:
     """Return the settings that the manifest keeps, if they can be those of new vectors too."""
-    settings = ann_settings(index.manifest)
+    settings = ann_settings(index.manifest.get("ann", {}))
     try:
         check_ann(settings, dimension)
     except SettingsError as error:

@@ -11,7 +11,8 @@ import ragkit.stores.build
 from ragkit.errors import IndexStateError, ModelError, SettingsError
 from ragkit.retrievers import Bm25Retriever, DenseRetriever, HybridRetriever
 from ragkit.stores import ann, dense
-from ragkit.stores.ann import AnnSettings, build_ann
+from ragkit.stores.ann import build_ann
+from ragkit.stores.ann_settings import AnnSettings
 from ragkit.stores.dense import DenseStore
 from ragkit.stores.documents import matches
 from ragkit.stores.index import Index
@@ -309,9 +310,9 @@ def test_settings_that_faiss_refuses_are_refused_before_anything_is_encoded(tmp_
         with pytest.raises(SettingsError, match=seen):
             Index.build(tmp_path / "kb", DOCUMENTS, encoder=encoder, ann=chosen)
         assert not (tmp_path / "kb").exists()
-    with pytest.raises(SettingsError, match="'lsh'; known are flat, hnsw, ivf"):
+    with pytest.raises(SettingsError, match="'lsh'; known are auto, flat, hnsw, ivf, ivfpq"):
         AnnSettings("lsh")
-    with pytest.raises(SettingsError, match="'nprobe=3' are of an approximate index"):
+    with pytest.raises(SettingsError, match="'nprobe=3' is of an approximate index"):
         AnnSettings(search="nprobe=3")
     with pytest.raises(SettingsError, match="over 30 vectors of dimension 16"):
         Index.build(

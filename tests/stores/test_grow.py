@@ -15,7 +15,7 @@ import ragkit.stores.folder
 from ragkit.errors import DataError, IndexStateError, ModelError, SettingsError
 from ragkit.retrievers import Bm25Retriever
 from ragkit.splitting import split
-from ragkit.stores.ann import AnnSettings
+from ragkit.stores.ann_settings import AnnSettings
 from ragkit.stores.bm25 import Bm25Settings
 from ragkit.stores.compact import Compacted, compact_index, uncovered
 from ragkit.stores.dense import DenseStore

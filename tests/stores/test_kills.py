@@ -18,7 +18,7 @@ CONFTEST = Path(__file__).parents[1] / "conftest.py"
 WRITER = """
 import json, os, random, runpy, signal, sys, time, traceback
 import ragkit.stores.build, ragkit.stores.embeddings
-from ragkit.stores.ann import AnnSettings
+from ragkit.stores.ann_settings import AnnSettings
 from ragkit.stores.index import Index
 from ragkit.types import Document
 

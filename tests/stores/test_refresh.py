@@ -18,7 +18,7 @@ import ragkit.stores.embeddings
 import ragkit.stores.folder
 from ragkit.errors import IndexStateError, ModelError, SettingsError
 from ragkit.retrievers import Bm25Retriever, DenseRetriever
-from ragkit.stores.ann import AnnSettings
+from ragkit.stores.ann_settings import AnnSettings
 from ragkit.stores.embeddings import same_documents
 from ragkit.stores.index import Index
 from ragkit.stores.refresh import Refreshed, refresh_index
