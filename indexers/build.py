@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from cyclopts import Parameter
 
 from ragkit.console import print_json, progress_bars, say
 from ragkit.corpus import Problem, read_documents
+from ragkit.errors import SettingsError
 from ragkit.types import Document
 
 from .split import Splitter, check_split
@@ -69,6 +71,8 @@ class BuildSettings:
     """Tokens that a piece repeats of the one before it, at most, in whole sentences."""
     on_error: Literal["stop", "skip"] = "stop"
     """What a record that cannot be read does: stop before anything is written, or skip it."""
+    max_memory: str | None = None
+    """The memory that the build may take in all, such as 2GB; no limit if not given."""
     replace: bool = False
     """Replace the index that is there."""
     device: str | None = None
@@ -138,6 +142,7 @@ def build_index(corpus: list[Path], settings: BuildSettings, problems: list[Prob
         settings.target_recall,
     )
     check_split(settings.split_tokens, settings.split_overlap)
+    max_memory = bytes_of(settings.max_memory) if settings.max_memory else None
     encoder = load_encoder(settings) if "dense" in stores else None
     split = Splitter(settings.split_tokens, settings.split_overlap, encoder, analyser.code)
 
@@ -161,8 +166,24 @@ def build_index(corpus: list[Path], settings: BuildSettings, problems: list[Prob
                 "split_overlap": split.overlap,
                 "language": settings.language,
             },
+            max_memory=max_memory,
             progress=progress,
         )
+
+
+def bytes_of(size: str) -> int:
+    """Return the bytes that a size such as 2GB, 800MB or 1.5GiB names.
+
+    Raises:
+        SettingsError: it names none.
+    """
+    units = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+    found = re.fullmatch(r"([0-9]*\.?[0-9]+) ?([KMGT]?)(i?)B?", size, re.IGNORECASE)
+    if not found:
+        raise SettingsError(f"--max-memory {size!r} is no size; write it as 2GB or 800MB")
+    number, unit, binary = found.groups()
+    power = units[unit.upper()]
+    return int(float(number) * (1 << power if binary else 10 ** (3 * power // 10)))
 
 
 @contextmanager

@@ -47,7 +47,7 @@ ROOMS = {
     "rouge_score": {"evaluation/answers.py"},
     "datasketch": {"evaluation/duplicates.py"},
     "sentencex": {"splitting.py"},
-    "psutil": {"evaluation/costs.py"},
+    "psutil": {"evaluation/costs.py", "stores/limits.py"},
     "matplotlib": {"evaluation/charts.py"},
     "jinja2": {"evaluation/page.py", "models/prompt_ids.py"},
     "openai": {"models/server.py"},

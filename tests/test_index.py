@@ -13,6 +13,7 @@ import pytest
 import ragkit.stores.build
 import ragkit.stores.documents
 import ragkit.stores.folder
+import ragkit.stores.limits
 from ragkit import artefacts
 from ragkit.artefacts import check_output, new_folder, read_json, write_json
 from ragkit.errors import DataError, IndexStateError, SettingsError
@@ -73,7 +74,7 @@ def encoder(hash_encoder):
 
 @pytest.fixture
 def small_segments(monkeypatch):
-    monkeypatch.setattr(ragkit.stores.build, "SEGMENT_DOCUMENTS", 15)
+    monkeypatch.setattr(ragkit.stores.limits, "SEGMENT_DOCUMENTS", 15)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def pristine(tmp_path_factory, hash_encoder):
     """An index of three segments with both stores and an approximate index."""
     path = tmp_path_factory.mktemp("pristine") / "kb"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ragkit.stores.build, "SEGMENT_DOCUMENTS", 15)
+        patch.setattr(ragkit.stores.limits, "SEGMENT_DOCUMENTS", 15)
         Index.build(path, DOCUMENTS, encoder=hash_encoder(), ann=AnnSettings("hnsw"))
     return path
 
@@ -97,7 +98,7 @@ def damaged(pristine, tmp_path):
 
 @pytest.mark.parametrize("size", [7, 100])
 def test_hostile_documents_come_back_as_they_were(tmp_path, encoder, monkeypatch, size):
-    monkeypatch.setattr(ragkit.stores.build, "SEGMENT_DOCUMENTS", size)
+    monkeypatch.setattr(ragkit.stores.limits, "SEGMENT_DOCUMENTS", size)
     built = Index.build(tmp_path / "kb", iter(HOSTILE), encoder=encoder)
     same(built, HOSTILE)
     index = Index.open(str(tmp_path / "kb"))
@@ -316,7 +317,7 @@ def test_an_interrupted_build_leaves_what_was_there(
     if over:
         Index.build(path, DOCUMENTS, encoder=hash_encoder(), ann=AnnSettings("hnsw"))
     before = listing(tmp_path)
-    monkeypatch.setattr(ragkit.stores.build, "SEGMENT_DOCUMENTS", 9)
+    monkeypatch.setattr(ragkit.stores.limits, "SEGMENT_DOCUMENTS", 9)
     documents, encoder = iter(OTHERS), hash_encoder()
     if place in ("first", "middle"):
         documents = failing(error, 0 if place == "first" else 20)
@@ -348,7 +349,7 @@ def test_an_interrupted_build_leaves_what_was_there(
             Index.open(path)
     monkeypatch.undo()
     documents = iter(OTHERS)
-    monkeypatch.setattr(ragkit.stores.build, "SEGMENT_DOCUMENTS", 9)
+    monkeypatch.setattr(ragkit.stores.limits, "SEGMENT_DOCUMENTS", 9)
     if place in ("ann", "commit"):
         encoder = hash_encoder(break_at=0, bad=AssertionError("encoded again"))
     else:
@@ -373,7 +374,7 @@ def test_what_was_encoded_before_a_stop_is_not_encoded_again(
             return super().encode_documents(texts, **options)
 
     path, encoder = tmp_path / "kb", Stopping()
-    monkeypatch.setattr(ragkit.stores.build, "SEGMENT_DOCUMENTS", 9)
+    monkeypatch.setattr(ragkit.stores.limits, "SEGMENT_DOCUMENTS", 9)
     if change == "add":
         Index.build(path, DOCUMENTS, encoder=hash_encoder())
 

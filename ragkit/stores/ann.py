@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,16 @@ def build_ann(
     settings: AnnSettings,
     path: Path,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    training_vectors: int = 262_144,
 ) -> None:
     """Train a FAISS index on the embeddings, fill it with them and write it to `path`.
+
+    Args:
+        embeddings: arrays of shape [rows, dimension], one a segment.
+        settings: which index.
+        path: the file to write.
+        progress: told of the vectors done.
+        training_vectors: on how many vectors it is trained at most.
 
     Raises:
         SettingsError: FAISS refuses the factory string, or cannot train it on these vectors.
@@ -37,7 +46,7 @@ def build_ann(
     index = _new_index(embeddings[0].shape[1], factory)
     try:
         if not index.is_trained:
-            index.train(_sample(embeddings, total))
+            index.train(_sample(embeddings, min(total, training_vectors)))
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise SettingsError(
@@ -51,6 +60,7 @@ def build_ann(
             index.add(block)
             done += len(block)
             progress(done, total)
+        _release(part)
     try:
         faiss.write_index(index, str(path))
     except RuntimeError as error:
@@ -113,9 +123,9 @@ def knn(vectors: Vectors, part: Vectors, k: int) -> tuple[NDArray[np.float32], N
     return scores, rows.astype(np.int64)
 
 
-def _sample(embeddings: Sequence[Vectors], total: int) -> Vectors:
-    wanted = min(total, 262_144)
-    random = np.random.default_rng(0)
+def _sample(embeddings: Sequence[Vectors], wanted: int) -> Vectors:
+    """Return vectors drawn at random, of each segment its share."""
+    random, total = np.random.default_rng(0), sum(len(part) for part in embeddings)
     parts = [
         part[np.sort(random.permutation(len(part))[: -(-wanted * len(part) // total)])]
         for part in embeddings
@@ -123,12 +133,28 @@ def _sample(embeddings: Sequence[Vectors], total: int) -> Vectors:
     return np.ascontiguousarray(np.concatenate(parts))
 
 
+def _release(part: Vectors) -> None:
+    """Give back the memory that a mapped file took while it was read."""
+    file: Any = part.base
+    if isinstance(file, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        file.madvise(mmap.MADV_DONTNEED)
+
+
+def bytes_a_vector(factory: str, dimension: int) -> int:
+    """Return about how many bytes an index of this factory string takes for each vector."""
+    core = _core(_new_index(dimension, factory))
+    if isinstance(core, faiss.IndexHNSW):
+        neighbours = int(core.hnsw.nb_neighbors(0))
+        return int(core.storage.sa_code_size()) + 4 * (neighbours + 8)
+    return int(core.sa_code_size()) + (8 if isinstance(core, faiss.IndexIVF) else 0)
+
+
 class Ann:
     """A FAISS index over the first `size` rows."""
 
     def __init__(self, path: Path, search: str) -> None:
         try:
-            self._index = faiss.read_index(str(path))
+            self._index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
         except RuntimeError as error:
             raise IndexStateError(
                 f"{path}: FAISS cannot read it. Build the index again."

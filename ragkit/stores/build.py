@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -13,11 +14,11 @@ import numpy as np
 from ..artefacts import file_hash, fingerprint
 from ..errors import DataError, SettingsError
 from ..types import Document, Progress
+from . import limits
 from .analysis import Analyser
 from .ann import build_ann, check_ann
 from .ann_settings import AnnSettings
 from .bm25 import Bm25Settings
-from .dense import DenseStore
 from .documents import DocumentStore, DocumentWriter, document_line
 from .embeddings import DocumentEncoder, Vector, write_embeddings
 from .folder import (
@@ -30,11 +31,11 @@ from .folder import (
     staging,
     writing,
 )
+from .limits import SEGMENT_BYTES, TRAINING_VECTORS, Memory
 from .postings import write_postings
 from .recall import tune
 
 FORMAT = 1
-SEGMENT_DOCUMENTS = 100_000
 STORES = ("bm25", "dense")
 
 
@@ -48,12 +49,14 @@ def build_index(
     ann: AnnSettings | None,
     replace: bool,
     settings: Mapping[str, Any] | None,
+    max_memory: int | None,
     progress: Progress,
 ) -> None:
     """Build an index folder; arguments and errors are those of `Index.build`."""
     check_build(path, stores, replace)
     if "dense" in stores and encoder is None:
         raise SettingsError("the dense store needs an encoder")
+    memory = Memory(max_memory)
     dense_encoder = encoder if "dense" in stores else None
     ann = ann or AnnSettings()
     if dense_encoder:
@@ -65,7 +68,9 @@ def build_index(
         "deleted": [],
     }
     with staging(path, replace) as place:
-        folders = _write_documents(place, documents, progress)
+        folders = _write_documents(place, documents, memory, progress)
+        if dense_encoder:
+            memory.check_ann(ann, len(DocumentStore(folders)), dense_encoder.dimension)
         if "bm25" in stores:
             analyser = analyser or Analyser()
             write_bm25(folders, analyser, progress)
@@ -74,7 +79,7 @@ def build_index(
         if dense_encoder:
             manifest["encoder"] = dict(dense_encoder.describe())
             write_vectors(path, folders, dense_encoder, progress)
-            write_ann(place, folders, ann, manifest, progress)
+            write_ann(place, folders, ann, manifest, progress, memory.training_vectors)
         manifest["segments"] = [segment_record(folder) for folder in folders]
         publish(path, place, manifest)
 
@@ -98,10 +103,12 @@ class SegmentsWriter:
     Args:
         place: where they are staged.
         number: the first segment's number.
+        size: the bytes of text of a segment, at most.
     """
 
-    def __init__(self, place: Path, number: int = 1) -> None:
+    def __init__(self, place: Path, number: int = 1, size: int = SEGMENT_BYTES) -> None:
         self.folders: list[Path] = []
+        self._size = size
         self._place, self._number = place, number
         self._writer: DocumentWriter | None = None
         self._full = 0
@@ -111,13 +118,16 @@ class SegmentsWriter:
 
     def add(self, identifier: str, line: bytes) -> None:
         """Append a document, by its id and its `document_line`."""
-        if self._writer is None or len(self._writer) >= SEGMENT_DOCUMENTS:
+        if self._writer is None or self._is_full(self._writer, len(line)):
             self.close()
             name = segment_name(self._number + len(self.folders))
             self.folders.append(self._place / name)
             self.folders[-1].mkdir()
             self._writer = DocumentWriter(self.folders[-1])
         self._writer.add(identifier, line)
+
+    def _is_full(self, writer: DocumentWriter, more: int) -> bool:
+        return len(writer) >= limits.SEGMENT_DOCUMENTS or writer.size + more > self._size
 
     def close(self) -> None:
         """Finish the last segment."""
@@ -126,8 +136,10 @@ class SegmentsWriter:
             self._full, self._writer = len(self), None
 
 
-def _write_documents(place: Path, documents: Iterable[Document], progress: Progress) -> list[Path]:
-    writer = SegmentsWriter(place)
+def _write_documents(
+    place: Path, documents: Iterable[Document], memory: Memory, progress: Progress
+) -> list[Path]:
+    writer = SegmentsWriter(place, size=memory.segment_bytes)
     seen: set[str] = set()
     for document in documents:
         if document.id in seen:
@@ -236,6 +248,7 @@ def write_ann(
     settings: AnnSettings,
     manifest: dict[str, Any],
     progress: Progress,
+    training_vectors: int = TRAINING_VECTORS,
 ) -> None:
     """Build the approximate index over staged segments, if one is asked for, and name it.
 
@@ -246,6 +259,7 @@ def write_ann(
         manifest: gets `ann`: the settings, and the index's file, hash, factory string, number of
             vectors, and the search that it was tuned to.
         progress: told of the vectors done.
+        training_vectors: as in `build_ann`.
     """
     manifest["ann"] = asdict(settings) | {"file": None}
     arrays = [np.load(folder / "embeddings.npy", mmap_mode="r") for folder in folders]
@@ -254,14 +268,13 @@ def write_ann(
     if not factory:
         return
     name = ann_name()
-    build_ann(arrays, settings, place / name, lambda done, total: progress(factory, done, total))
+
+    told = functools.partial(progress, factory)
+    build_ann(arrays, settings, place / name, told, training_vectors)
     manifest["ann"] |= {"file": name, "hash": file_hash(place / name), "built": factory}
     manifest["ann"]["covers"] = covers
-    if target := settings.recall_wanted():
-        store = DenseStore(arrays, place / name)
-        rescore = settings.rescored(factory)
-        tuned = tune(store, target, rescore, settings.rescore is not None, progress)
-        manifest["ann"]["tuned"] = asdict(tuned)
+    if settings.recall_wanted():
+        manifest["ann"]["tuned"] = asdict(tune(arrays, place / name, settings, factory, progress))
 
 
 def segment_record(folder: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..types import Progress
-from . import build
+from . import build, limits
 from .analysis import Analyser
 from .ann_settings import ann_settings
 from .check import refuse_damage
@@ -17,7 +17,6 @@ from .dense import DenseStore
 from .documents import DocumentStore
 from .embeddings import copy_embeddings
 from .folder import changing, writing
-from .live import Live
 
 if TYPE_CHECKING:
     from .index import Index
@@ -64,7 +63,7 @@ def compact_index(index: Index, progress: Progress) -> Compacted:
     Full segments without deleted rows at the beginning stay as they are; the others' documents are
     copied into new ones with their vectors, and their terms counted anew.
     """
-    live, first = index.live, _first_to_merge(index.live)
+    live, first = index.live, _first_to_merge(index)
     left = uncovered(index)
     merged = index.folders[first:]
     if len(merged) == 1 and live.whole:
@@ -90,12 +89,15 @@ def compact_index(index: Index, progress: Progress) -> Compacted:
     return Compacted(len(merged), live.held[-1] - len(live), left)
 
 
-def _first_to_merge(live: Live) -> int:
-    """Return the first segment that is not full or holds deleted rows."""
-    for place, size in enumerate(live.sizes):
-        if size < build.SEGMENT_DOCUMENTS or len(live.deleted[place]):
+def _first_to_merge(index: Index) -> int:
+    """Return the first segment that is not full, by documents or by bytes, or has deleted rows."""
+    for place, size in enumerate(index.live.sizes):
+        if len(index.live.deleted[place]):
             return place
-    return len(live.sizes)
+        text = (index.folders[place] / "documents.jsonl").stat().st_size
+        if size < limits.SEGMENT_DOCUMENTS and text < 0.9 * limits.SEGMENT_BYTES:
+            return place
+    return len(index.live.sizes)
 
 
 def _merge(index: Index, start: int, place: Path, progress: Progress) -> list[Path]:

@@ -128,6 +128,11 @@ class DocumentWriter:
     def __len__(self) -> int:
         return len(self._ids)
 
+    @property
+    def size(self) -> int:
+        """The bytes written."""
+        return self._offsets[-1]
+
     def add(self, identifier: str, line: bytes) -> None:
         """Append a document, by its id and its `document_line`."""
         self._handle.write(line)

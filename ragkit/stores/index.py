@@ -79,12 +79,13 @@ class Index:
         ann: AnnSettings | None = None,
         replace: bool = False,
         settings: Mapping[str, Any] | None = None,
+        max_memory: int | None = None,
         progress: Progress = quiet,
     ) -> Index:
         """Build an index; until its last step, the renaming of the manifest, `path` is as it was.
 
-        All documents are read and checked before anything is encoded. Memory holds one segment's
-        terms and one window of vectors at a time.
+        All documents are read and checked before anything is encoded. Memory holds all ids, and one
+        segment's terms or one window of vectors at a time.
 
         Args:
             path: the index folder.
@@ -96,15 +97,15 @@ class Index:
             ann: the approximate index over the embeddings; none if None.
             replace: whether an index at `path` may be replaced.
             settings: kept in the manifest, for the record.
+            max_memory: the bytes that the process may take in all; segments are made to fit.
             progress: told of each stage.
 
         Raises:
             SettingsError: an unknown store, a dense store without encoder, an index in the way.
             DataError: no documents, a repeated id, a text that cannot be stored.
         """
-        build_index(
-            Path(path), documents, encoder, stores, analyser, bm25, ann, replace, settings, progress
-        )
+        stated = (analyser, bm25, ann, replace, settings, max_memory, progress)
+        build_index(Path(path), documents, encoder, stores, *stated)
         return cls.open(path)
 
     def refresh(self, encoder: DocumentEncoder, *, progress: Progress = quiet) -> Index:
@@ -246,10 +247,9 @@ class Index:
 
     def documents_fingerprint(self) -> str:
         """Return one hash of the documents alone, whatever the stores over them."""
-        segments, deleted = self.manifest["segments"], self.manifest.get("deleted", [])
-        return self._opened(
-            lambda: fingerprint([each["files"]["documents.jsonl"] for each in segments] + deleted)
-        )
+        kept, deleted = self.manifest["segments"], self.manifest.get("deleted", [])
+        files = (each["files"]["documents.jsonl"] for each in kept)
+        return self._opened(lambda: fingerprint([*files, *deleted]))
 
     def fingerprint(self) -> str:
         """Return one hash of all that the index holds."""

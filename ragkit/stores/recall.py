@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..types import Progress, quiet
+from .ann_settings import AnnSettings
 from .dense import DenseStore
 from .embeddings import Vectors
 from .live import Rows
@@ -87,58 +90,53 @@ def documents_sample(store: DenseStore, queries: int = QUERIES) -> Sample:
 
 
 def tune(
-    store: DenseStore,
-    target: float,
-    rescore: int,
-    fixed: bool = False,
+    embeddings: Sequence[Vectors],
+    file: Path,
+    settings: AnnSettings,
+    factory: str,
     progress: Progress = quiet,
 ) -> Tuned:
-    """Choose the search that reads least of those that find this share of the best 10.
+    """Choose, of the searches that find the wanted share of the best 10, the one that reads least.
 
     Args:
-        store: holds the approximate index.
-        target: the share, above 0 and at most 1.
-        rescore: how many candidates a hit are scored again; 0 where the codes are the vectors.
-        fixed: whether it stays so; otherwise it is chosen too.
+        embeddings: arrays of shape [rows, dimension], one a segment.
+        file: the approximate index over them.
+        settings: tell the share; and `rescore`, where that is not to be chosen too.
+        factory: the FAISS factory string that the index was built by.
         progress: told of the searches tried.
 
     Returns:
         What was chosen; where none reaches the target, the best there is, with a warning.
     """
-    sample, effort = documents_sample(store), store.effort
-    name, most, reads = effort or ("", 1, 0.0)
+    store, target = DenseStore(embeddings, file), settings.recall_wanted() or 1.0
+    sample, rescore = documents_sample(store), settings.rescored(factory)
+    name, most, reads = store.effort or ("", 1, 0.0)
     tried = 0
 
     def recall(units: int, factor: int) -> float:
         nonlocal tried
         tried += 1
-        progress("tune search", tried, None)
+        progress("tune the search", tried, None)
         store.set_search(f"{name}={units}" if name else "", factor)
         return float(sample.recall().mean())
 
-    best: Tuned | None = None
-    least_cost, top = np.inf, most
-    for factor in (rescore,) if fixed or not rescore else _FACTORS:
-        found = _least_units(lambda units, factor=factor: recall(units, factor), target, top)  # type: ignore[misc]
-        units, reached = found
-        search = f"{name}={units}" if name else ""
-        choice = Tuned(search, factor, reached, min(QUERIES, len(store)))
-        if best is None:
-            best = choice
-        if reached < target:
+    choices: list[tuple[float, Tuned]] = []  # with what a query reads
+    chosen = settings.rescore is not None or not rescore
+    for factor in (rescore,) if chosen else _FACTORS:
+        units, reached = _least_units(partial(recall, factor=factor), target, most)
+        if reached < target and choices:
             break  # fewer candidates find no more
-        cost = units * reads + _GATHER * _K * factor
-        if cost < least_cost:
-            best, least_cost = choice, cost
-        top = min(most, 2 * units)
-    assert best is not None
-    store.set_search(best.search, best.rescore)
-    if best.recall < target:
-        log.warning(
-            "The approximate index finds %.3f of the best 10, not %.3f. Choose codes of more bits, "
-            "a greater --rescore, or another --kind.", best.recall, target,
-        )  # fmt: skip
-    return best
+        search = f"{name}={units}" if name else ""
+        tuned = Tuned(search, factor, reached, min(QUERIES, len(store)))
+        choices.append((units * reads + _GATHER * _K * factor, tuned))
+        if reached < target:
+            log.warning(
+                "The approximate index finds %.3f of the best 10, not %.3f. Choose codes of more "
+                "bits, a greater --rescore, or another --kind.", reached, target,
+            )  # fmt: skip
+            break
+        most = min(most, 2 * units)
+    return min(choices, key=lambda choice: choice[0])[1]
 
 
 def _least_units(recall: Callable[[int], float], target: float, most: int) -> tuple[int, float]:

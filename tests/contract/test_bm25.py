@@ -15,7 +15,7 @@ import Stemmer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import ragkit.stores.build
+import ragkit.stores.limits
 from ragkit.errors import DataError, IndexStateError, SettingsError
 from ragkit.retrievers import Bm25Retriever
 from ragkit.stores.analysis import Analyser, Vocabulary
@@ -229,7 +229,7 @@ def test_a_term_of_weight_zero_still_finds_its_documents(tmp_path):
 @pytest.mark.parametrize("size", [1, 7, 60])
 def test_several_segments_score_and_rank_as_one(sample, sample_index, tmp_path, monkeypatch, size):
     texts, questions = sample
-    monkeypatch.setattr(ragkit.stores.build, "SEGMENT_DOCUMENTS", size)
+    monkeypatch.setattr(ragkit.stores.limits, "SEGMENT_DOCUMENTS", size)
     index = build(tmp_path / "kb", texts, Analyser())
     assert len(index.manifest["segments"]) == -(-len(texts) // size)
     for chosen in SETTINGS:

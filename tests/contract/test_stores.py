@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import ragkit.stores.build
+import ragkit.stores.limits
 from ragkit.errors import IndexStateError, ModelError, SettingsError
 from ragkit.retrievers import Bm25Retriever, DenseRetriever, HybridRetriever
 from ragkit.stores import ann, dense
@@ -397,8 +397,8 @@ STORES = ("bm25", "hybrid", *KINDS)
 def retrievers(tmp_path_factory, hash_encoder):
     folder = tmp_path_factory.mktemp("filters")
     documents, encoder, parts = [coloured(n) for n in range(300)], hash_encoder(), {}
-    size = ragkit.stores.build.SEGMENT_DOCUMENTS
-    ragkit.stores.build.SEGMENT_DOCUMENTS = 130
+    size = ragkit.stores.limits.SEGMENT_DOCUMENTS
+    ragkit.stores.limits.SEGMENT_DOCUMENTS = 130
     try:
         for number, kind in enumerate(KINDS):
             # 8 x 4 bits train on 300 vectors; PCA needs no more than the dimension.
@@ -407,7 +407,7 @@ def retrievers(tmp_path_factory, hash_encoder):
             assert len(index.manifest["segments"]) == 3
             parts[kind] = DenseRetriever(index, encoder)
     finally:
-        ragkit.stores.build.SEGMENT_DOCUMENTS = size
+        ragkit.stores.limits.SEGMENT_DOCUMENTS = size
     parts["bm25"] = Bm25Retriever(index)
     parts["hybrid"] = HybridRetriever([parts["bm25"], parts["hnsw"]], depth=300)
     return documents, parts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -128,10 +129,10 @@ def test_only_queries_that_find_too_few_are_searched_exactly(
 def test_a_tuned_search_reaches_its_target(
     vectors: Vectors, files: dict[str, Path], factory: str
 ) -> None:
-    opened = store(vectors, files[factory])
     efforts = []
     for target in (0.7, 0.9, 0.99):
-        tuned = tune(opened, target, CODED[factory].rescored(factory))
+        settings = replace(CODED[factory], target_recall=target)
+        tuned = tune([vectors[:1500], vectors[1500:]], files[factory], settings, factory)
         assert tuned.recall >= target and tuned.queries == 200
         fresh = store(vectors, files[factory], tuned.rescore, tuned.search)
         assert documents_sample(fresh).recall().mean() == pytest.approx(tuned.recall)
@@ -143,7 +144,8 @@ def test_a_tuned_search_reaches_its_target(
 def test_a_target_that_codes_cannot_reach_is_told(
     vectors: Vectors, files: dict[str, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    tuned = tune(store(vectors, files["RaBitQ"]), 0.99, 1, fixed=True)
+    settings = replace(CODED["RaBitQ"], target_recall=0.99, rescore=1)
+    tuned = tune([vectors], files["RaBitQ"], settings, "RaBitQ")
     assert tuned.rescore == 1 and tuned.recall < 0.9
     assert f"finds {tuned.recall:.3f} of the best 10, not 0.990" in caplog.text
 

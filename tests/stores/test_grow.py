@@ -12,6 +12,7 @@ import ragkit.stores.build
 import ragkit.stores.dense
 import ragkit.stores.embeddings
 import ragkit.stores.folder
+import ragkit.stores.limits
 from ragkit.errors import DataError, IndexStateError, ModelError, SettingsError
 from ragkit.retrievers import Bm25Retriever
 from ragkit.splitting import split
@@ -45,7 +46,7 @@ def draw(rng, identifier):
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(ragkit.stores.build, "SEGMENT_DOCUMENTS", SEGMENT)
+    monkeypatch.setattr(ragkit.stores.limits, "SEGMENT_DOCUMENTS", SEGMENT)
     monkeypatch.setattr(ragkit.stores.embeddings, "_WINDOW", 4)
     monkeypatch.setattr(ragkit.stores.dense, "_EXACT_BELOW", 0)
 

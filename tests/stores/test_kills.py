@@ -17,14 +17,14 @@ CONFTEST = Path(__file__).parents[1] / "conftest.py"
 # writer notes what each change starts from and leads to: [name of the encoder, ids and texts].
 WRITER = """
 import json, os, random, runpy, signal, sys, time, traceback
-import ragkit.stores.build, ragkit.stores.embeddings
+import ragkit.stores.embeddings, ragkit.stores.limits
 from ragkit.stores.ann_settings import AnnSettings
 from ragkit.stores.index import Index
 from ragkit.types import Document
 
 path, log, conftest = sys.argv[1:4]
 Encoder = runpy.run_path(conftest)["HashEncoder"]
-ragkit.stores.build.SEGMENT_DOCUMENTS = 6
+ragkit.stores.limits.SEGMENT_DOCUMENTS = 6
 ragkit.stores.embeddings._WINDOW = 3
 
 def build(documents, name="one"):

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import ragkit.stores.ann
-import ragkit.stores.build
 import ragkit.stores.embeddings
 import ragkit.stores.folder
+import ragkit.stores.limits
 from ragkit.errors import IndexStateError, ModelError, SettingsError
 from ragkit.retrievers import Bm25Retriever, DenseRetriever
 from ragkit.stores.ann_settings import AnnSettings
@@ -105,7 +105,7 @@ def whole(path, encoder):
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(ragkit.stores.build, "SEGMENT_DOCUMENTS", SEGMENT)
+    monkeypatch.setattr(ragkit.stores.limits, "SEGMENT_DOCUMENTS", SEGMENT)
     monkeypatch.setattr(ragkit.stores.embeddings, "_WINDOW", WINDOW)
 
 
