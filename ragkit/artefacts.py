@@ -32,7 +32,7 @@ def to_json(value: Any, *, indent: int | None = None) -> str:
 
 def fingerprint(value: Any) -> str:
     """Return 16 hexadecimal digits of the SHA-256 of `value`'s JSON."""
-    return hashlib.sha256(to_json(value).encode()).hexdigest()[:16]
+    return hashlib.sha256(to_json(value).encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def file_hash(path: Path) -> str:
@@ -68,7 +68,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read as JSON: {error}") from error
     if not isinstance(value, dict):
         raise DataError(f"{path}: expected a JSON object, found {type(value).__name__}")

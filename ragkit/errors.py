@@ -13,9 +13,21 @@ with 1 (2 for `SettingsError`).
 
 from __future__ import annotations
 
+_LINE = 1_000  # characters of a line of a message: what is quoted can be of any length
+
 
 class RagkitError(Exception):
-    """Base of all errors that ragkit raises on purpose."""
+    """Base of all errors that ragkit raises on purpose.
+
+    Of a line of the message that is longer than 1,000 characters the middle is left out.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__("\n".join(map(_shortened, message.split("\n"))))
+
+
+def _shortened(line: str) -> str:
+    return line if len(line) <= _LINE else f"{line[: _LINE // 2]} … {line[-_LINE // 4 :]}"
 
 
 class DataError(RagkitError, ValueError):

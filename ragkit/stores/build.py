@@ -32,10 +32,10 @@ from .folder import (
     writing,
 )
 from .limits import SEGMENT_BYTES, TRAINING_VECTORS, Memory
+from .manifest import FORMAT
 from .postings import write_postings
 from .recall import tune
 
-FORMAT = 1
 STORES = ("bm25", "dense")
 
 
@@ -285,11 +285,6 @@ def segment_record(folder: Path) -> dict[str, Any]:
         "documents": len(DocumentStore([folder])),
         "files": {file.relative_to(folder).as_posix(): file_hash(file) for file in files},
     }
-
-
-def unsealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a manifest without its checksum, to be changed and published."""
-    return {key: value for key, value in manifest.items() if key != "checksum"}
 
 
 def publish(path: Path, place: Path, manifest: dict[str, Any]) -> None:

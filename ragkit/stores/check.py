@@ -6,37 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..artefacts import file_hash, fingerprint, read_json
-from ..errors import DataError, IndexStateError
+from ..artefacts import file_hash, fingerprint
+from ..errors import IndexStateError
 from ..types import Progress
-from .build import FORMAT, unsealed
 from .folder import MANIFEST
+from .manifest import unsealed
 
 if TYPE_CHECKING:
     from .index import Index
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """Read the manifest of an index folder.
-
-    Raises:
-        IndexStateError: there is no index at `path`, or it is of another format.
-    """
-    if not (path / MANIFEST).is_file():
-        raise IndexStateError(
-            f"{path}: no index here (no manifest.json). "
-            f"Build one with: ragkit-index build CORPUS --index {path}"
-        )
-    try:
-        manifest = read_json(path / MANIFEST)
-    except DataError as error:
-        raise IndexStateError(f"{error}. Build the index again.") from error
-    if manifest.get("format") != FORMAT:
-        raise IndexStateError(
-            f"{path}: index format {manifest.get('format')!r}, this ragkit reads {FORMAT}. "
-            "Build the index again with this version."
-        )
-    return manifest
 
 
 def live_files(manifest: Mapping[str, Any]) -> dict[str, str]:

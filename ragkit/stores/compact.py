@@ -17,6 +17,7 @@ from .dense import DenseStore
 from .documents import DocumentStore
 from .embeddings import copy_embeddings
 from .folder import changing, writing
+from .manifest import unsealed
 
 if TYPE_CHECKING:
     from .index import Index
@@ -74,7 +75,7 @@ def compact_index(index: Index, progress: Progress) -> Compacted:
         index.size()  # refuses an index that lacks a file
         refuse_damage(index, merged, progress)
         with writing(index.path):
-            manifest = build.unsealed(index.manifest)
+            manifest = unsealed(index.manifest)
             folders = index.folders
             if merged:
                 staged = _merge(index, live.starts[first], place, progress)

@@ -168,7 +168,7 @@ class _Segment:
         try:
             record = json.loads(self.line(row))
             return Document(record["id"], record["text"], record["title"], record["metadata"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise IndexStateError(
                 f"{self.folder / 'documents.jsonl'}:{row + 1}: the line is damaged ({error}). "
                 "Build the index again."
@@ -178,11 +178,11 @@ class _Segment:
         path = self.folder / "ids.json"
         try:
             ids: list[str] = json.loads(self._ids[:])
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise IndexStateError(
                 f"{path}: cannot be read ({error}). Build the index again."
             ) from error
-        if not isinstance(ids, list) or len(ids) != len(self):
+        if not isinstance(ids, list) or {*map(type, ids)} != {str} or len(ids) != len(self):
             raise IndexStateError(f"{path}: not {len(self)} ids. Build the index again.")
         return ids
 

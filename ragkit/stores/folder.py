@@ -29,6 +29,11 @@ _NAMES = {
 }
 
 
+def is_name(room: str, name: object) -> bool:
+    """Tell whether a build gives such names to what lies in `segments` or `ann`."""
+    return isinstance(name, str) and name[:1] != "." and bool(_NAMES[room].fullmatch(name))
+
+
 def segment_name(number: int) -> str:
     """Return a new name for an index's n-th segment."""
     return f"{number:06d}-{secrets.token_hex(3)}"

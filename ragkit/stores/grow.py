@@ -13,13 +13,14 @@ import numpy as np
 from ..errors import DataError, IndexStateError, SettingsError
 from ..types import Document, Progress
 from .analysis import Analyser
-from .build import SegmentsWriter, publish, segment_record, unsealed, write_bm25, write_vectors
+from .build import SegmentsWriter, publish, segment_record, write_bm25, write_vectors
 from .compact import covered, next_number
 from .dense import DenseStore
 from .documents import check_document, document_line
 from .embeddings import DocumentEncoder, Vector, same_documents
 from .folder import changing, writing
 from .live import Live, deleted_records
+from .manifest import unsealed
 from .origins import Origins
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from .analysis import Analyser
 from .ann_settings import AnnSettings, search_settings
 from .bm25 import Bm25Settings, Bm25Store
 from .build import STORES, build_index
-from .check import check_index, live_files, read_manifest
+from .check import check_index, live_files
 from .compact import compact_index
 from .dense import DenseStore
 from .documents import DocumentStore, matches
@@ -31,6 +31,7 @@ from .embeddings import DocumentEncoder
 from .folder import MANIFEST
 from .grow import Split, add_documents, delete_documents, whole
 from .live import live_rows
+from .manifest import read_manifest
 from .refresh import refresh_index
 
 T = TypeVar("T")
@@ -214,11 +215,8 @@ class Index:
     @property
     def stores(self) -> tuple[str, ...]:
         """Which of `bm25` and `dense` the index holds."""
-        return tuple(
-            store
-            for store, key in zip(STORES, ("analyser", "encoder"), strict=True)
-            if key in self.manifest
-        )
+        keys = zip(STORES, ("analyser", "encoder"), strict=True)
+        return tuple(store for store, key in keys if key in self.manifest)
 
     def mask(self, where: Where) -> NDArray[np.bool_] | None:
         """Return which rows pass a metadata filter, shape [documents]; None where all do."""

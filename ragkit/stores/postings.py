@@ -51,7 +51,7 @@ class Postings:
         terms = json.loads((folder / "terms.json").read_text(encoding="utf-8"))
         self.terms: dict[str, int] = {term: number for number, term in enumerate(terms)}
         self._folder = folder
-        if not self._fit():
+        if not self._fit(len(terms)):
             raise self.damaged()
         self._deleted: NDArray[np.int64] | None = None
         self.length = int(self.lengths.sum(dtype=np.int64))
@@ -63,7 +63,7 @@ class Postings:
                 raise self.damaged()
             self.length -= int(self.lengths[deleted].sum(dtype=np.int64))
 
-    def _fit(self) -> bool:
+    def _fit(self, terms: int) -> bool:
         """Tell whether the arrays are of the kinds that are written, and of sizes that fit."""
         arrays = (self.indptr, self.rows, self.counts, self.lengths)
         return (
@@ -71,7 +71,7 @@ class Postings:
                 array.ndim == 1 and array.dtype in kinds
                 for array, kinds in zip(arrays, _KINDS, strict=True)
             )
-            and len(self.indptr) == len(self.terms) + 1
+            and len(self.indptr) == len(self.terms) + 1 == terms + 1
             and len(self.rows) == len(self.counts) == self.indptr[-1]
             and bool((self.lengths >= 0).all())
         )
