@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,6 +21,8 @@ from .split import Splitter, check_split
 
 if TYPE_CHECKING:
     from ragkit.models.bi_encoder import BiEncoder
+    from ragkit.models.workers import ParallelEncoder
+    from ragkit.stores.build import Spread
     from ragkit.stores.index import Index
 
     from .refresh import RefreshSettings
@@ -79,6 +82,10 @@ class BuildSettings:
     """Where the encoder runs: cpu, cuda, mps; the best one here if not given."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """The encoder's number format; auto takes bf16 where it is fast and the vectors agree."""
+    workers: int = 1
+    """Processes that encode: they share the cores, or take a GPU each."""
+    ray: str | None = None
+    """The Ray cluster whose --workers write the segments: its address, or local for one here."""
 
 
 def build(
@@ -150,11 +157,16 @@ def build_index(corpus: list[Path], settings: BuildSettings, problems: list[Prob
         yield from split(read_documents(corpus, on_error=settings.on_error, problems=problems))
         split.tell()
 
-    with telling_of_kept(settings.index), progress_bars() as progress:
+    with ExitStack() as stack:
+        stack.enter_context(telling_of_kept(settings.index))
+        spread = stack.enter_context(_spread(settings, encoder)) if settings.ray else None
+        workers = 1 if spread else settings.workers
+        encodes = stack.enter_context(encoding(encoder, workers))
+        progress = stack.enter_context(progress_bars())
         return Index.build(
             settings.index,
             pieces(),
-            encoder=encoder,
+            encoder=encodes,
             stores=stores,
             analyser=analyser,
             bm25=bm25,
@@ -167,8 +179,32 @@ def build_index(corpus: list[Path], settings: BuildSettings, problems: list[Prob
                 "language": settings.language,
             },
             max_memory=max_memory,
+            spread=spread,
             progress=progress,
         )
+
+
+def _spread(settings: BuildSettings, encoder: BiEncoder | None) -> AbstractContextManager[Spread]:
+    """Return the Ray cluster that settings name."""
+    from .spread import ray_cluster
+
+    load = partial(load_encoder, settings) if encoder else None
+    gpu = encoder is not None and encoder.model.device.type == "cuda"
+    return ray_cluster(settings.ray or "", settings.workers, load, gpu)
+
+
+@contextmanager
+def encoding(
+    encoder: BiEncoder | None, workers: int
+) -> Iterator[BiEncoder | ParallelEncoder | None]:
+    """Yield what encodes in so many processes, if anything is to be encoded."""
+    if encoder is None:
+        yield None
+        return
+    from ragkit.models import workers as processes
+
+    with processes.encoding(encoder, workers) as found:
+        yield found
 
 
 def bytes_of(size: str) -> int:

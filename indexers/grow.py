@@ -13,7 +13,7 @@ from ragkit.console import print_json, progress_bars
 from ragkit.corpus import Problem, read_documents
 from ragkit.errors import DataError, SettingsError
 
-from .build import describe, say_problems, telling_of_kept
+from .build import describe, encoding, say_problems, telling_of_kept
 from .refresh import index_encoder
 from .split import Splitter
 
@@ -38,6 +38,8 @@ class GrowSettings:
     """Where the encoder runs: cpu, cuda, mps; the best one here if not given."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """The encoder's number format; auto takes bf16 where it is fast and the vectors agree."""
+    workers: int = 1
+    """Processes that encode: they share the cores, or take a GPU each."""
 
 
 Corpus = Annotated[list[Path], Parameter(negative="")]
@@ -167,9 +169,13 @@ def _grow(corpus: list[Path], settings: GrowSettings, *, update: bool, json: boo
     if "dense" in index.stores:
         encoder = index_encoder(index, settings.encoder, settings.device, settings.precision)
     split = _splitter(index, encoder)
-    with telling_of_kept(settings.index), progress_bars() as progress:
+    with (
+        telling_of_kept(settings.index),
+        encoding(encoder, settings.workers) as encodes,
+        progress_bars() as progress,
+    ):
         documents = read_documents(corpus, on_error=settings.on_error, problems=problems)
-        done = add_documents(index, documents, encoder, update, split, progress)
+        done = add_documents(index, documents, encodes, update, split, progress)
     split.tell()
     say_problems(problems)
     index = Index.open(settings.index)

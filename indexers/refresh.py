@@ -39,6 +39,8 @@ class RefreshSettings:
     """Where the encoder runs: cpu, cuda, mps; the best one here if not given."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """The encoder's number format; auto takes bf16 where it is fast and the vectors agree."""
+    workers: int = 1
+    """Processes that encode: they share the cores, or take a GPU each."""
 
 
 def refresh(*, settings: RefreshSettings, json: bool = False) -> None:
@@ -53,6 +55,7 @@ def refresh(*, settings: RefreshSettings, json: bool = False) -> None:
     json
         Print what was done as JSON.
     """
+    from ragkit.models.workers import encoding
     from ragkit.stores.index import Index
     from ragkit.stores.refresh import refresh_index
 
@@ -60,9 +63,13 @@ def refresh(*, settings: RefreshSettings, json: bool = False) -> None:
     encoder = load_encoder(settings)
     checked_window(encoder)
     start = perf_counter()
-    with telling_of_kept(settings.index), progress_bars() as progress:
+    with (
+        telling_of_kept(settings.index),
+        encoding(encoder, settings.workers) as encodes,
+        progress_bars() as progress,
+    ):
         _tell_of_cut(index, encoder, progress)
-        done = refresh_index(index, encoder, progress)
+        done = refresh_index(index, encodes, progress)
     seconds = perf_counter() - start
     index = Index.open(settings.index)
     if json:

@@ -14,6 +14,7 @@ import ragkit.stores.build
 import ragkit.stores.documents
 import ragkit.stores.folder
 import ragkit.stores.limits
+import ragkit.stores.segments
 from ragkit import artefacts
 from ragkit.artefacts import check_output, new_folder, read_json, write_json
 from ragkit.errors import DataError, IndexStateError, SettingsError
@@ -324,8 +325,11 @@ def test_an_interrupted_build_leaves_what_was_there(
     elif place == "encoder":
         encoder = hash_encoder(break_at=7, bad=error)
     else:
-        name = {"ann": "build_ann", "postings": "write_postings", "commit": "write_json"}[place]
-        room = ragkit.stores.folder if place == "commit" else ragkit.stores.build
+        room, name = {
+            "ann": (ragkit.stores.build, "build_ann"),
+            "postings": (ragkit.stores.segments, "write_postings"),
+            "commit": (ragkit.stores.folder, "write_json"),
+        }[place]
         monkeypatch.setattr(room, name, explode(error))
 
     def build(**options):

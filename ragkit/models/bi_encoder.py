@@ -204,14 +204,25 @@ class BiEncoder:
         prompt: str,
         progress: Callable[[int], None] = lambda done: None,
     ) -> NDArray[np.float32]:
-        out = np.empty((len(texts), self.dimension), np.float32)
-        lengths = self._lengths(texts)
-        half, done = self._use_half(texts, encode, prompt), 0
-        for batch in batches(lengths, self._batch_tokens):
+        out, done = np.empty((len(texts), self.dimension), np.float32), 0
+        half = self._use_half(texts, encode, prompt)
+        for batch in self._batches(texts):
             out[batch] = self._run([texts[i] for i in batch], encode, prompt, half)
             done += len(batch)
             progress(done)
         return out
+
+    def _batches(self, texts: Sequence[str]) -> list[list[int]]:
+        return list(batches(self._lengths(texts), self._batch_tokens))
+
+    def document_batches(self, texts: Sequence[str]) -> tuple[list[list[int]], bool]:
+        """Return the batches in which `encode_documents` reads texts, and whether in bf16."""
+        half = self._use_half(texts, self.model.encode_document, self.document_prompt)
+        return self._batches(texts), half
+
+    def encode_batch(self, texts: list[str], half: bool) -> NDArray[np.float32]:
+        """Encode one of the batches that `document_batches` tells of, in bf16 or fp32."""
+        return self._run(texts, self.model.encode_document, self.document_prompt, half)
 
     def _run(
         self, texts: list[str], encode: Callable[..., Any], prompt: str, half: bool

@@ -3,40 +3,58 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from ..artefacts import file_hash, fingerprint
 from ..errors import DataError, SettingsError
 from ..types import Document, Progress
-from . import limits
 from .analysis import Analyser
 from .ann import build_ann, check_ann
 from .ann_settings import AnnSettings
 from .bm25 import Bm25Settings
-from .documents import DocumentStore, DocumentWriter, document_line
-from .embeddings import DocumentEncoder, Vector, write_embeddings
-from .folder import (
-    ann_name,
-    check_folder,
-    commit,
-    link,
-    partial,
-    segment_name,
-    staging,
-    writing,
-)
-from .limits import SEGMENT_BYTES, TRAINING_VECTORS, Memory
+from .documents import DocumentStore, document_line
+from .embeddings import DocumentEncoder
+from .folder import ann_name, check_folder, commit, staging
+from .limits import TRAINING_VECTORS, Memory
 from .manifest import FORMAT
-from .postings import write_postings
 from .recall import tune
+from .segments import (
+    SegmentsWriter,
+    link_vectors,
+    segment_record,
+    vector_files,
+    write_bm25,
+    write_vectors,
+)
 
 STORES = ("bm25", "dense")
+
+
+class Spread(Protocol):
+    """Writes what the stores hold of staged segments in other processes, on other machines."""
+
+    def __call__(
+        self,
+        folders: Sequence[Path],
+        vectors: Sequence[Path],
+        analyser: Analyser | None,
+        progress: Progress,
+    ) -> None:
+        """Call `write_segment` for each segment; it may be called again where one was stopped.
+
+        Args:
+            folders: the segments, with their documents.
+            vectors: the files for their vectors, a file each; none without a dense store.
+            analyser: for BM25, if there is that store.
+            progress: told of the segments done.
+        """
+        ...
 
 
 def build_index(
@@ -50,6 +68,7 @@ def build_index(
     replace: bool,
     settings: Mapping[str, Any] | None,
     max_memory: int | None,
+    spread: Spread | None,
     progress: Progress,
 ) -> None:
     """Build an index folder; arguments and errors are those of `Index.build`."""
@@ -73,12 +92,18 @@ def build_index(
             memory.check_ann(ann, len(DocumentStore(folders)), dense_encoder.dimension)
         if "bm25" in stores:
             analyser = analyser or Analyser()
-            write_bm25(folders, analyser, progress)
             manifest["analyser"] = analyser.to_json()
             manifest["bm25"] = asdict(bm25 or Bm25Settings())
+            if not spread:
+                write_bm25(folders, analyser, progress)
+        if spread:
+            files = vector_files(path, folders, dense_encoder) if dense_encoder else []
+            spread(folders, files, analyser if "bm25" in stores else None, progress)
+            link_vectors(path, folders[: len(files)], files)
+        elif dense_encoder:
+            write_vectors(path, folders, dense_encoder, progress)
         if dense_encoder:
             manifest["encoder"] = dict(dense_encoder.describe())
-            write_vectors(path, folders, dense_encoder, progress)
             write_ann(place, folders, ann, manifest, progress, memory.training_vectors)
         manifest["segments"] = [segment_record(folder) for folder in folders]
         publish(path, place, manifest)
@@ -95,45 +120,6 @@ def check_build(path: Path, stores: Sequence[str], replace: bool) -> None:
         named = ", ".join(unknown) or "nothing"
         raise SettingsError(f"stores are {' and '.join(STORES)}; asked for: {named}")
     check_folder(path, replace)
-
-
-class SegmentsWriter:
-    """Writes documents into new segments of a staging place, the next one when one is full.
-
-    Args:
-        place: where they are staged.
-        number: the first segment's number.
-        size: the bytes of text of a segment, at most.
-    """
-
-    def __init__(self, place: Path, number: int = 1, size: int = SEGMENT_BYTES) -> None:
-        self.folders: list[Path] = []
-        self._size = size
-        self._place, self._number = place, number
-        self._writer: DocumentWriter | None = None
-        self._full = 0
-
-    def __len__(self) -> int:
-        return self._full + (len(self._writer) if self._writer else 0)
-
-    def add(self, identifier: str, line: bytes) -> None:
-        """Append a document, by its id and its `document_line`."""
-        if self._writer is None or self._is_full(self._writer, len(line)):
-            self.close()
-            name = segment_name(self._number + len(self.folders))
-            self.folders.append(self._place / name)
-            self.folders[-1].mkdir()
-            self._writer = DocumentWriter(self.folders[-1])
-        self._writer.add(identifier, line)
-
-    def _is_full(self, writer: DocumentWriter, more: int) -> bool:
-        return len(writer) >= limits.SEGMENT_DOCUMENTS or writer.size + more > self._size
-
-    def close(self) -> None:
-        """Finish the last segment."""
-        if self._writer:
-            self._writer.close()
-            self._full, self._writer = len(self), None
 
 
 def _write_documents(
@@ -153,93 +139,6 @@ def _write_documents(
     writer.close()
     progress("read documents", len(seen), len(seen))
     return writer.folders
-
-
-def write_bm25(folders: Sequence[Path], analyser: Analyser, progress: Progress) -> None:
-    """Write the postings of staged segments.
-
-    Args:
-        folders: the segments, with their documents.
-        analyser: makes terms of texts.
-        progress: told of the documents done.
-    """
-    total = len(DocumentStore(folders))
-    done = 0
-
-    def texts(store: DocumentStore) -> Iterator[str]:
-        nonlocal done
-        for document in store:
-            yield document.contents
-            done += 1
-            if done % 1000 == 0 or done == total:
-                progress("BM25", done, total)
-
-    for folder in folders:
-        write_postings(folder / "bm25", texts(DocumentStore([folder])), analyser)
-
-
-def write_vectors(
-    path: Path,
-    folders: Sequence[Path],
-    encoder: DocumentEncoder,
-    progress: Progress,
-    known: Callable[[int], Vector | None] = lambda row: None,
-) -> int:
-    """Encode the documents of staged segments, but for what a call that was stopped has encoded.
-
-    Vectors are kept by what the segment's documents are: the same documents find them again.
-
-    Args:
-        path: the index folder, locked.
-        folders: the segments, which get their `embeddings.npy`.
-        encoder, progress, known: as in `write_dense`.
-    """
-    vectors = partial(path, fingerprint(encoder.describe()["fingerprint"]))
-    with writing(path):
-        hashes = [file_hash(folder / "documents.jsonl") for folder in folders]
-    files = [vectors / f"{fingerprint(each)}.npy" for each in hashes]
-    stores = [DocumentStore([folder]) for folder in folders]
-    encoded = write_dense(stores, files, encoder, progress, known)
-    with writing(path):
-        for folder, file in zip(folders, files, strict=True):
-            link(file, folder / "embeddings.npy")
-    return encoded
-
-
-def write_dense(
-    stores: Sequence[DocumentStore],
-    files: Sequence[Path],
-    encoder: DocumentEncoder,
-    progress: Progress,
-    known: Callable[[int], Vector | None] = lambda row: None,
-) -> int:
-    """Encode the documents of segments, a file each, and return how many were encoded.
-
-    It goes on where an earlier call was stopped; see `write_embeddings`.
-
-    Args:
-        stores: the documents, a store a segment.
-        files: where their embeddings go.
-        encoder: gives the vectors.
-        progress: told of the documents done.
-        known: gives the vector of a row (counted over all stores) that needs no encoding.
-    """
-    total = sum(len(store) for store in stores)
-    before = encoded = 0
-    for store, file in zip(stores, files, strict=True):
-
-        def texts(start: int, stop: int, store: DocumentStore = store) -> list[str]:
-            return [store[row].contents for row in range(start, stop)]
-
-        def report(done: int, before: int = before) -> None:
-            progress("encode", before + done, total)
-
-        def vector(row: int, before: int = before) -> Vector | None:
-            return known(before + row)
-
-        encoded += write_embeddings(file, encoder, texts, len(store), report, vector)
-        before += len(store)
-    return encoded
 
 
 def write_ann(
@@ -275,16 +174,6 @@ def write_ann(
     manifest["ann"]["covers"] = covers
     if settings.recall_wanted():
         manifest["ann"]["tuned"] = asdict(tune(arrays, place / name, settings, factory, progress))
-
-
-def segment_record(folder: Path) -> dict[str, Any]:
-    """Return what the manifest keeps of a finished segment."""
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    return {
-        "name": folder.name,
-        "documents": len(DocumentStore([folder])),
-        "files": {file.relative_to(folder).as_posix(): file_hash(file) for file in files},
-    }
 
 
 def publish(path: Path, place: Path, manifest: dict[str, Any]) -> None:

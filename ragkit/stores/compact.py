@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..types import Progress
-from . import build, limits
+from . import limits
 from .analysis import Analyser
 from .ann_settings import ann_settings
+from .build import publish, write_ann
 from .check import refuse_damage
 from .dense import DenseStore
 from .documents import DocumentStore
 from .embeddings import copy_embeddings
 from .folder import changing, writing
 from .manifest import unsealed
+from .segments import SegmentsWriter, segment_record, write_bm25
 
 if TYPE_CHECKING:
     from .index import Index
@@ -80,13 +82,13 @@ def compact_index(index: Index, progress: Progress) -> Compacted:
             if merged:
                 staged = _merge(index, live.starts[first], place, progress)
                 folders = [*folders[:first], *staged]
-                records = [build.segment_record(folder) for folder in staged]
+                records = [segment_record(folder) for folder in staged]
                 manifest["segments"] = [*manifest["segments"][:first], *records]
                 manifest["deleted"] = []
             if "dense" in index.stores:
                 ann = ann_settings(manifest["ann"])
-                build.write_ann(place, folders, ann, manifest, progress)
-            build.publish(index.path, place, manifest)
+                write_ann(place, folders, ann, manifest, progress)
+            publish(index.path, place, manifest)
     return Compacted(len(merged), live.held[-1] - len(live), left)
 
 
@@ -103,7 +105,7 @@ def _first_to_merge(index: Index) -> int:
 
 def _merge(index: Index, start: int, place: Path, progress: Progress) -> list[Path]:
     """Stage segments of the documents from row `start` on; return their folders."""
-    writer = build.SegmentsWriter(place, next_number(index.manifest))
+    writer = SegmentsWriter(place, next_number(index.manifest))
     for row in range(start, len(index)):
         writer.add(index.documents.ids[row], index.documents.line(row))
         if row % 1000 == 0:
@@ -112,7 +114,7 @@ def _merge(index: Index, start: int, place: Path, progress: Progress) -> list[Pa
     progress("copy documents", len(index), len(index))
     folders = writer.folders
     if "bm25" in index.stores:
-        build.write_bm25(folders, Analyser.from_json(index.manifest["analyser"]), progress)
+        write_bm25(folders, Analyser.from_json(index.manifest["analyser"]), progress)
     if "dense" in index.stores:
         store = DenseStore.open(index.folders, index.live)
         for folder in folders:

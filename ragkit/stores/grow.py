@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import DataError, IndexStateError, SettingsError
 from ..types import Document, Progress
 from .analysis import Analyser
-from .build import SegmentsWriter, publish, segment_record, write_bm25, write_vectors
+from .build import publish
 from .compact import covered, next_number
 from .dense import DenseStore
 from .documents import check_document, document_line
@@ -22,6 +22,7 @@ from .folder import changing, writing
 from .live import Live, deleted_records
 from .manifest import unsealed
 from .origins import Origins
+from .segments import SegmentsWriter, segment_record, write_bm25, write_vectors
 
 if TYPE_CHECKING:
     from .index import Index

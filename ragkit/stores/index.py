@@ -22,7 +22,7 @@ from ..types import Document, Progress, Where, quiet
 from .analysis import Analyser
 from .ann_settings import AnnSettings, search_settings
 from .bm25 import Bm25Settings, Bm25Store
-from .build import STORES, build_index
+from .build import STORES, Spread, build_index
 from .check import check_index, live_files
 from .compact import compact_index
 from .dense import DenseStore
@@ -81,6 +81,7 @@ class Index:
         replace: bool = False,
         settings: Mapping[str, Any] | None = None,
         max_memory: int | None = None,
+        spread: Spread | None = None,
         progress: Progress = quiet,
     ) -> Index:
         """Build an index; until its last step, the renaming of the manifest, `path` is as it was.
@@ -99,13 +100,14 @@ class Index:
             replace: whether an index at `path` may be replaced.
             settings: kept in the manifest, for the record.
             max_memory: the bytes that the process may take in all; segments are made to fit.
+            spread: writes segments elsewhere; here if None.
             progress: told of each stage.
 
         Raises:
             SettingsError: an unknown store, a dense store without encoder, an index in the way.
             DataError: no documents, a repeated id, a text that cannot be stored.
         """
-        stated = (analyser, bm25, ann, replace, settings, max_memory, progress)
+        stated = (analyser, bm25, ann, replace, settings, max_memory, spread, progress)
         build_index(Path(path), documents, encoder, stores, *stated)
         return cls.open(path)
 

@@ -12,12 +12,13 @@ from ..types import Progress, quiet
 from .analysis import Analyser
 from .ann import check_ann
 from .ann_settings import AnnSettings, ann_settings
-from .build import publish, segment_record, write_ann, write_bm25, write_dense
+from .build import publish, write_ann
 from .check import refuse_damage
 from .documents import DocumentStore, DocumentWriter
 from .embeddings import DocumentEncoder, same_documents
 from .folder import changing, link, partial, partials, segment_name, writing
 from .manifest import unsealed
+from .segments import segment_record, write_bm25, write_dense
 
 if TYPE_CHECKING:
     from .index import Index

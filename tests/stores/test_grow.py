@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import ragkit.stores.ann
-import ragkit.stores.build
 import ragkit.stores.dense
 import ragkit.stores.embeddings
 import ragkit.stores.folder
 import ragkit.stores.limits
+import ragkit.stores.segments
 from ragkit.errors import DataError, IndexStateError, ModelError, SettingsError
 from ragkit.retrievers import Bm25Retriever
 from ragkit.splitting import split
@@ -530,9 +530,9 @@ def failing(error):
     [
         (ragkit.stores.folder, "write_json"),
         (ragkit.stores.folder, "sync_tree"),
-        (ragkit.stores.build.DocumentWriter, "close"),
-        (ragkit.stores.build, "write_postings"),
-        (ragkit.stores.build, "file_hash"),
+        (ragkit.stores.segments.DocumentWriter, "close"),
+        (ragkit.stores.segments, "write_postings"),
+        (ragkit.stores.segments, "file_hash"),
         (ragkit.stores.folder, "_lock"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
