@@ -142,7 +142,8 @@ def _release(part: Vectors) -> None:
 
 def bytes_a_vector(factory: str, dimension: int) -> int:
     """Return about how many bytes an index of this factory string takes for each vector."""
-    core = _core(_new_index(dimension, factory))
+    index = _new_index(dimension, factory)  # the core below lives as long as it does
+    core = _core(index)
     if isinstance(core, faiss.IndexHNSW):
         neighbours = int(core.hnsw.nb_neighbors(0))
         return int(core.storage.sa_code_size()) + 4 * (neighbours + 8)

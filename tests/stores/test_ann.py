@@ -8,17 +8,20 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from numpy.typing import NDArray
 from ragkit.indexers.__main__ import app
+from ragkit.indexers.build import bytes_of
 
 from ragkit.console import run
 from ragkit.errors import SettingsError
 from ragkit.stores import ann_settings
-from ragkit.stores.ann import build_ann
+from ragkit.stores.ann import build_ann, bytes_a_vector
 from ragkit.stores.ann_settings import AnnSettings, search_settings
 from ragkit.stores.dense import DenseStore
 from ragkit.stores.index import Index
+from ragkit.stores.limits import Memory
 from ragkit.stores.recall import Sample, documents_sample, tune
 from ragkit.types import Document
 
@@ -165,6 +168,57 @@ def test_recall_counts_equals_and_leaves_the_query_out() -> None:
     assert Sample(Other([vectors]), vectors[:3]).recall().tolist() == [0.5] * 3
     few = DenseStore([vectors[:1]])
     assert documents_sample(few).recall().tolist() == [1.0]  # there is nothing to be found
+
+
+@pytest.mark.parametrize("factory", [*CODED, "IVF62,Flat", "HNSW32,Flat", "PCA8,IVF9,SQ8"])
+def test_the_size_of_an_index_is_told_before_it_is_built(
+    vectors: Vectors, tmp_path: Path, factory: str
+) -> None:
+    build_ann([vectors], AnnSettings(factory=factory), tmp_path / "x.faiss")
+    size = (tmp_path / "x.faiss").stat().st_size
+    told = ROWS * bytes_a_vector(factory, DIMENSION)
+    assert 0.85 * size - 20_000 < told < 1.15 * size
+
+
+def test_an_index_that_would_not_fit_is_refused_before_anything_is_encoded(
+    tmp_path: Path, hash_encoder: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held = psutil.Process().memory_info().rss
+    memory = Memory(held + 100_000_000)
+    memory.check_ann(AnnSettings("ivf"), 40_000, 384)
+    assert 1_000 < memory.training_vectors < 20_000
+    with pytest.raises(SettingsError, match=r"IVF1073,Flat over 72,000 vectors takes .*--codes"):
+        memory.check_ann(AnnSettings("ivf"), 72_000, 384)
+    memory.check_ann(AnnSettings("ivf", codes="int8"), 72_000, 384)
+    assert 1 << 20 < memory.segment_bytes < 100_000_000 / 4
+    with pytest.raises(SettingsError, match=r"taken before anything is read\. Give at least"):
+        Memory(held)
+    corpus = tmp_path / "c.jsonl"
+    corpus.write_text('{"id": "1", "text": "tin"}\n')
+    command = ["build", str(corpus), "--index", str(tmp_path / "kb"), "--stores", "bm25"]
+    for size, seen in (("10MB", "--max-memory 10MB"), ("lots", "'lots' is no size")):
+        assert run(app, [*command, "--max-memory", size]) == 2
+        assert seen in capsys.readouterr().err and not (tmp_path / "kb").exists()
+    assert run(app, [*command, "--max-memory", "64 GiB"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [("2GB", 2e9), ("1.5 GiB", 1.5 * (1 << 30)), ("800m", 8e8), ("4096", 4096), ("1kib", 1024)],
+)
+def test_sizes_are_read(size: str, expected: float) -> None:
+    assert bytes_of(size) == expected
+
+
+def test_segments_end_by_their_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ragkit.stores.limits.SEGMENT_BYTES", 15_000)
+    documents = [Document(str(n), f"tin {n} " * 500) for n in range(12)]
+    index = Index.build(tmp_path / "kb", documents, stores=["bm25"])
+    sizes = [(folder / "documents.jsonl").stat().st_size for folder in index.folders]
+    assert len(sizes) == 3 and max(sizes) <= 15_000 and list(index.documents) == documents
+    assert index.bm25.search(["11"], 3)[0][0].tolist() == [11]
+    index.add([Document("long", "zinc " * 9000)])  # longer than a segment is
+    assert Index.open(tmp_path / "kb").compact().documents.ids[-1] == "long"
 
 
 @pytest.mark.parametrize(
