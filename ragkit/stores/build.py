@@ -20,7 +20,7 @@ from .ann_settings import AnnSettings
 from .bm25 import Bm25Settings
 from .documents import DocumentStore, document_line
 from .embeddings import DocumentEncoder
-from .folder import ann_name, check_folder, commit, staging
+from .folder import ann_name, check_folder, commit, staging, writing
 from .limits import TRAINING_VECTORS, Memory
 from .manifest import FORMAT
 from .recall import tune
@@ -87,7 +87,7 @@ def build_index(
         "deleted": [],
     }
     with staging(path, replace) as place:
-        folders = _write_documents(place, documents, memory, progress)
+        folders = _write_documents(path, place, documents, memory, progress)
         if dense_encoder:
             memory.check_ann(ann, len(DocumentStore(folders)), dense_encoder.dimension)
         if "bm25" in stores:
@@ -95,18 +95,20 @@ def build_index(
             manifest["analyser"] = analyser.to_json()
             manifest["bm25"] = asdict(bm25 or Bm25Settings())
             if not spread:
-                write_bm25(folders, analyser, progress)
+                with writing(path):
+                    write_bm25(folders, analyser, progress)
         if spread:
             files = vector_files(path, folders, dense_encoder) if dense_encoder else []
             spread(folders, files, analyser if "bm25" in stores else None, progress)
             link_vectors(path, folders[: len(files)], files)
         elif dense_encoder:
             write_vectors(path, folders, dense_encoder, progress)
-        if dense_encoder:
-            manifest["encoder"] = dict(dense_encoder.describe())
-            write_ann(place, folders, ann, manifest, progress, memory.training_vectors)
-        manifest["segments"] = [segment_record(folder) for folder in folders]
-        publish(path, place, manifest)
+        with writing(path):
+            if dense_encoder:
+                manifest["encoder"] = dict(dense_encoder.describe())
+                write_ann(place, folders, ann, manifest, progress, memory.training_vectors)
+            manifest["segments"] = [segment_record(folder) for folder in folders]
+            publish(path, place, manifest)
 
 
 def check_build(path: Path, stores: Sequence[str], replace: bool) -> None:
@@ -123,7 +125,7 @@ def check_build(path: Path, stores: Sequence[str], replace: bool) -> None:
 
 
 def _write_documents(
-    place: Path, documents: Iterable[Document], memory: Memory, progress: Progress
+    path: Path, place: Path, documents: Iterable[Document], memory: Memory, progress: Progress
 ) -> list[Path]:
     writer = SegmentsWriter(place, size=memory.segment_bytes)
     seen: set[str] = set()
@@ -131,12 +133,15 @@ def _write_documents(
         if document.id in seen:
             raise DataError(f"two documents have the id {document.id!r}; ids must be unique")
         seen.add(document.id)
-        writer.add(document.id, document_line(document))
+        line = document_line(document)
+        with writing(path):
+            writer.add(document.id, line)
         if len(seen) % 1000 == 0:
             progress("read documents", len(seen), None)
     if not seen:
         raise DataError("there are no documents to index")
-    writer.close()
+    with writing(path):
+        writer.close()
     progress("read documents", len(seen), len(seen))
     return writer.folders
 

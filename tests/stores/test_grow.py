@@ -33,6 +33,8 @@ EXHAUSTIVE = {
     "hnsw": AnnSettings("hnsw", search="efSearch=1000"),
     "RR8,HNSW8,Flat": AnnSettings(factory="RR8,HNSW8,Flat", search="efSearch=1000"),
     "IVF2,SQ8,RFlat": AnnSettings(factory="IVF2,SQ8,RFlat", search="nprobe=2,k_factor_rf=1000"),
+    "int8": AnnSettings(codes="int8", rescore=1000),
+    "binary": AnnSettings(codes="binary", rescore=1000),
 }
 WORDS = "moon sun tin brie ".split()
 QUERIES = ["moon", "tin brie", "sun sun moon x3", "x1 x2 x5", "nothing here"]
@@ -524,7 +526,7 @@ def failing(error):
     return fail
 
 
-@pytest.mark.parametrize("change", ["add", "delete", "compact"])
+@pytest.mark.parametrize("change", ["add", "delete", "compact", "build"])
 @pytest.mark.parametrize(
     ("room", "name"),
     [
@@ -542,6 +544,7 @@ def test_a_disk_that_cannot_be_written(kb, counting, monkeypatch, change, room, 
         "add": lambda: kb.add([Document("x", "y")], encoder=counting()),
         "delete": lambda: kb.delete(["d1"]),
         "compact": kb.compact,
+        "build": lambda: Index.build(kb.path, documents_of(12), encoder=counting(), replace=True),
     }
     before = listing(kb.path)
     monkeypatch.setattr(room, name, failing(OSError(28, "No space left on device")))
