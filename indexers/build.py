@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,11 +18,10 @@ from ragkit.errors import SettingsError
 from ragkit.types import Document
 
 from .split import Splitter, check_split
+from .workers import check_workers, encoding, spread_of
 
 if TYPE_CHECKING:
     from ragkit.models.bi_encoder import BiEncoder
-    from ragkit.models.workers import ParallelEncoder
-    from ragkit.stores.build import Spread
     from ragkit.stores.index import Index
 
     from .refresh import RefreshSettings
@@ -54,7 +53,8 @@ class BuildSettings:
     search_parameters: str = ""
     """FAISS's parameters of the search, such as nprobe=32 or efSearch=256."""
     target_recall: float | None = None
-    """Chooses these parameters and --rescore: the share of the best 10 to be found, such as .95."""
+    """Chooses these parameters, and --rescore unless that or a factory is given: the share of the
+    best 10 to be found, such as .95."""
     rescore: int | None = None
     """Candidates a hit whose scores the float32 vectors tell: if not given 4 for int8, 16 for
     binary and ivfpq, 0 for a factory."""
@@ -75,7 +75,7 @@ class BuildSettings:
     on_error: Literal["stop", "skip"] = "stop"
     """What a record that cannot be read does: stop before anything is written, or skip it."""
     max_memory: str | None = None
-    """The memory that the build may take in all, such as 2GB; no limit if not given."""
+    """The memory that the build may take, such as 2GB, beside encoding and the documents' ids."""
     replace: bool = False
     """Replace the index that is there."""
     device: str | None = None
@@ -150,6 +150,7 @@ def build_index(corpus: list[Path], settings: BuildSettings, problems: list[Prob
     )
     check_split(settings.split_tokens, settings.split_overlap)
     max_memory = bytes_of(settings.max_memory) if settings.max_memory else None
+    check_workers(settings.workers)
     encoder = load_encoder(settings) if "dense" in stores else None
     split = Splitter(settings.split_tokens, settings.split_overlap, encoder, analyser.code)
 
@@ -159,7 +160,7 @@ def build_index(corpus: list[Path], settings: BuildSettings, problems: list[Prob
 
     with ExitStack() as stack:
         stack.enter_context(telling_of_kept(settings.index))
-        spread = stack.enter_context(_spread(settings, encoder)) if settings.ray else None
+        spread = stack.enter_context(spread_of(settings, encoder)) if settings.ray else None
         workers = 1 if spread else settings.workers
         encodes = stack.enter_context(encoding(encoder, workers))
         progress = stack.enter_context(progress_bars())
@@ -173,7 +174,7 @@ def build_index(corpus: list[Path], settings: BuildSettings, problems: list[Prob
             ann=ann,
             replace=settings.replace,
             settings={
-                "corpus": [str(path) for path in corpus],
+                "corpus": [os.fsencode(path).decode(errors="backslashreplace") for path in corpus],
                 "split_tokens": split.tokens,
                 "split_overlap": split.overlap,
                 "language": settings.language,
@@ -184,29 +185,6 @@ def build_index(corpus: list[Path], settings: BuildSettings, problems: list[Prob
         )
 
 
-def _spread(settings: BuildSettings, encoder: BiEncoder | None) -> AbstractContextManager[Spread]:
-    """Return the Ray cluster that settings name."""
-    from .spread import ray_cluster
-
-    load = partial(load_encoder, settings) if encoder else None
-    gpu = encoder is not None and encoder.model.device.type == "cuda"
-    return ray_cluster(settings.ray or "", settings.workers, load, gpu)
-
-
-@contextmanager
-def encoding(
-    encoder: BiEncoder | None, workers: int
-) -> Iterator[BiEncoder | ParallelEncoder | None]:
-    """Yield what encodes in so many processes, if anything is to be encoded."""
-    if encoder is None:
-        yield None
-        return
-    from ragkit.models import workers as processes
-
-    with processes.encoding(encoder, workers) as found:
-        yield found
-
-
 def bytes_of(size: str) -> int:
     """Return the bytes that a size such as 2GB, 800MB or 1.5GiB names.
 
@@ -214,7 +192,7 @@ def bytes_of(size: str) -> int:
         SettingsError: it names none.
     """
     units = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
-    found = re.fullmatch(r"([0-9]*\.?[0-9]+) ?([KMGT]?)(i?)B?", size, re.IGNORECASE)
+    found = re.fullmatch(r"([0-9]{0,15}\.?[0-9]{1,15}) ?([KMGT]?)(i?)B?", size, re.IGNORECASE)
     if not found:
         raise SettingsError(f"--max-memory {size!r} is no size; write it as 2GB or 800MB")
     number, unit, binary = found.groups()

@@ -13,9 +13,10 @@ from ragkit.console import print_json, progress_bars
 from ragkit.corpus import Problem, read_documents
 from ragkit.errors import DataError, SettingsError
 
-from .build import describe, encoding, say_problems, telling_of_kept
+from .build import describe, say_problems, telling_of_kept
 from .refresh import index_encoder
 from .split import Splitter
+from .workers import encoding
 
 if TYPE_CHECKING:
     from ragkit.models.bi_encoder import BiEncoder

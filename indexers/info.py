@@ -95,11 +95,18 @@ def _recall(index: Index, questions: Path | None, encoder: str | None) -> Estima
         return None
     from ragkit.corpus import read_questions
     from ragkit.evaluation.statistics import bootstrap_mean
+    from ragkit.stores.embeddings import may_search
     from ragkit.stores.recall import Sample, documents_sample
 
     if questions is None:
-        sample = documents_sample(index.dense)
+        sample = documents_sample(index.dense, seed=1)  # others than a build tunes its search on
     else:
         asked = [example.query.text for example in read_questions(questions)]
-        sample = Sample(index.dense, index_encoder(index, encoder).encode_queries(asked))
+        reads = index_encoder(index, encoder)
+        if not may_search(index.manifest["encoder"], reads.describe()):
+            raise IndexStateError(
+                f"{index.path}: {reads.name} is not the encoder that the index was built with. "
+                "Name that one with --encoder."
+            )
+        sample = Sample(index.dense, reads.encode_queries(asked))
     return bootstrap_mean(sample.recall().tolist())

@@ -14,6 +14,7 @@ from ragkit.types import Progress
 
 from .build import describe, load_encoder, telling_of_kept
 from .split import Cut, checked_window
+from .workers import encoding
 
 if TYPE_CHECKING:
     from ragkit.models.bi_encoder import BiEncoder
@@ -55,7 +56,6 @@ def refresh(*, settings: RefreshSettings, json: bool = False) -> None:
     json
         Print what was done as JSON.
     """
-    from ragkit.models.workers import encoding
     from ragkit.stores.index import Index
     from ragkit.stores.refresh import refresh_index
 
@@ -69,7 +69,7 @@ def refresh(*, settings: RefreshSettings, json: bool = False) -> None:
         progress_bars() as progress,
     ):
         _tell_of_cut(index, encoder, progress)
-        done = refresh_index(index, encodes, progress)
+        done = refresh_index(index, encodes or encoder, progress)
     seconds = perf_counter() - start
     index = Index.open(settings.index)
     if json:

@@ -32,7 +32,7 @@ def to_json(value: Any, *, indent: int | None = None) -> str:
 
 def fingerprint(value: Any) -> str:
     """Return 16 hexadecimal digits of the SHA-256 of `value`'s JSON."""
-    return hashlib.sha256(to_json(value).encode(errors="surrogatepass")).hexdigest()[:16]
+    return hashlib.sha256(to_json(value).encode()).hexdigest()[:16]
 
 
 def file_hash(path: Path) -> str:

@@ -22,8 +22,8 @@ class RagkitError(Exception):
     Of a line of the message that is longer than 1,000 characters the middle is left out.
     """
 
-    def __init__(self, message: str = "") -> None:
-        super().__init__("\n".join(map(_shortened, message.split("\n"))))
+    def __init__(self, message: object = "") -> None:
+        super().__init__("\n".join(map(_shortened, str(message).split("\n"))))
 
 
 def _shortened(line: str) -> str:

@@ -341,3 +341,34 @@ def test_a_megabyte_in_every_plane(tmp_path: Path) -> None:
     assert list(index.documents) == documents
     assert index.bm25.search(["tin"], 2)[0][0].tolist() == [1]
     assert np.array(index.bm25.scores(text[:1000])).shape == (2,)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"corpus": ["\udcff.jsonl"]}, {"corpus": float("nan")}, {"corpus": {1, 2}}]
+)
+def test_what_a_manifest_cannot_hold_is_refused_before_anything_is_read(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    def unread() -> Iterator[Document]:
+        raise AssertionError("read")
+        yield
+
+    with pytest.raises(RagkitError, match="cannot be written"):
+        Index.build(tmp_path / "kb", unread(), stores=["bm25"], settings=settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_encoder_that_tells_little_is_enough(tmp_path: Path, encoder: Any) -> None:
+    class Terse(type(encoder)):  # type: ignore[misc]
+        def describe(self) -> dict[str, str]:
+            return {"name": "terse", "fingerprint": "0"}
+
+    class Silent(type(encoder)):  # type: ignore[misc]
+        def describe(self) -> dict[str, str]:
+            return {"name": "silent"}
+
+    documents = [Document("1", "tin")]
+    assert len(Index.build(tmp_path / "kb", documents, encoder=Terse()).dense) == 1
+    with pytest.raises(DataError, match="its encoder's fingerprint is None"):
+        Index.build(tmp_path / "kb", documents, encoder=Silent(), replace=True)
+    assert Index.open(tmp_path / "kb").check() == []

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 from ragkit.indexers.__main__ import app
-from ragkit.indexers.spread import ray_cluster
+from ragkit.indexers.spread import Cluster, _cores, ray_cluster
 
 import ragkit.stores.limits
 from ragkit.console import run
 from ragkit.errors import ModelError, SettingsError
 from ragkit.models import BiEncoder
-from ragkit.models.workers import encoding
+from ragkit.models.workers import parallel
 from ragkit.stores.index import Index
 from ragkit.types import Document
 from tests.conftest import HashEncoder
@@ -51,23 +51,18 @@ def encoder() -> BiEncoder:
 def test_processes_give_the_vectors_of_one(encoder: BiEncoder) -> None:
     texts = [document.text * (1 + n % 5) for n, document in enumerate(DOCUMENTS)]
     done: list[int] = []
-    with encoding(encoder, 2) as several:
+    with parallel(encoder, 2) as several:
         found = several.encode_documents(texts, progress=done.append)
         assert several.describe() == encoder.describe()
         assert several.encode_documents([]).shape == (0, 384)
     np.testing.assert_allclose(found, encoder.encode_documents(texts), atol=1e-6)
     assert done == sorted(done) and done[-1] == len(texts)
-    with encoding(encoder, 1) as alone:
+    with parallel(encoder, 1) as alone:
         assert alone is encoder
-    with (
-        pytest.raises(SettingsError, match="at least 1 worker is needed, not 0"),
-        encoding(encoder, 0),
-    ):
-        pass
 
 
 def test_a_process_that_is_killed_is_told_of(encoder: BiEncoder) -> None:
-    with encoding(encoder, 2) as several:
+    with parallel(encoder, 2) as several:
         several.encode_documents(["tin"])
         pool: Any = several._pool  # type: ignore[union-attr]
         for process in list(pool._processes.values()):
@@ -76,12 +71,22 @@ def test_a_process_that_is_killed_is_told_of(encoder: BiEncoder) -> None:
             several.encode_documents(["tin"])
 
 
+def test_a_worker_that_finds_another_encoder_refuses(encoder: BiEncoder) -> None:
+    named = BiEncoder(encoder.model, "all-MiniLM-L6-v2", document_prompt="x")
+    named._identity["weights"] = "others"
+    with parallel(named, 2) as several, pytest.raises(ModelError, match="is not the one that"):
+        several.encode_documents(["tin"])
+    gone = BiEncoder(encoder.model, "nowhere/gone")
+    with parallel(gone, 2) as several, pytest.raises(ModelError, match="gone"):
+        several.encode_documents(["tin"])
+
+
 KILLED = """
 import sys, time
 from ragkit.models import BiEncoder
-from ragkit.models.workers import encoding
+from ragkit.models.workers import parallel
 if __name__ == "__main__":
-    with encoding(BiEncoder.load("all-MiniLM-L6-v2", device="cpu"), 2) as several:
+    with parallel(BiEncoder.load("all-MiniLM-L6-v2", device="cpu"), 2) as several:
         several.encode_documents(["tin"])
         print(*several._pool._processes, flush=True)
         time.sleep(100)
@@ -122,6 +127,8 @@ def test_the_program_takes_workers(
         assert [c[each] for c in checksums(one)] == [c[each] for c in checksums(two)]
     assert run(app, [*command, "--index", str(tmp_path / "no"), "--workers", "0"]) == 2
     assert "at least 1 worker" in capsys.readouterr().err and not (tmp_path / "no").exists()
+    ray = [*command, "--stores", "bm25", "--workers", "0", "--ray", "local"]
+    assert run(app, [*ray, "--index", str(tmp_path / "no")]) == 2
 
 
 # --- a Ray cluster
@@ -164,7 +171,7 @@ def test_a_cluster_builds_the_plain_index_though_a_worker_is_killed(
     plain = Index.build(tmp_path / "plain", DOCUMENTS, encoder=HashEncoder())
     load = partial(Killing, tmp_path)
     told: list[tuple[str, int, int | None]] = []
-    with ray_cluster("local", 2, load, gpu=False) as spread:
+    with ray_cluster("local", Cluster(workers=2, load=load, fingerprint="hash-16")) as spread:
         built = Index.build(
             tmp_path / "kb",
             DOCUMENTS,
@@ -184,7 +191,7 @@ def test_a_cluster_builds_the_plain_index_though_a_worker_is_killed(
 
 def test_a_cluster_writes_bm25_alone(tmp_path: Path, cluster: None, segments: None) -> None:
     plain = Index.build(tmp_path / "plain", DOCUMENTS, stores=["bm25"])
-    with ray_cluster("local", 2, None, gpu=False) as spread:
+    with ray_cluster("local", Cluster(workers=2)) as spread:
         built = Index.build(tmp_path / "kb", DOCUMENTS, stores=["bm25"], spread=spread)
     assert checksums(built) == checksums(plain)
 
@@ -197,14 +204,29 @@ class Broken(HashEncoder):
 def test_what_a_worker_refuses_is_told_and_nothing_is_left(
     tmp_path: Path, cluster: None, segments: None
 ) -> None:
-    with (
-        ray_cluster("local", 2, Broken, gpu=False) as spread,
-        pytest.raises(ModelError, match="these weights are odd"),
+    other = partial(HashEncoder, name="other")
+    for load, seen in ((Broken, "these weights are odd"), (other, "not the one that the index")):
+        workers = Cluster(workers=2, load=load, fingerprint="hash-16")
+        with ray_cluster("local", workers) as spread, pytest.raises(ModelError, match=seen):
+            Index.build(tmp_path / "kb", DOCUMENTS, encoder=HashEncoder(), spread=spread)
+        assert not (tmp_path / "kb/manifest.json").exists()
+    for workers, seen in (
+        (Cluster(workers=5), "has 2 CPUs, too few for 5 --workers"),
+        (Cluster(workers=1, gpu=True), "has 0 GPUs, too few for 1 --workers"),
     ):
-        Index.build(tmp_path / "kb", DOCUMENTS, encoder=HashEncoder(), spread=spread)
-    assert not (tmp_path / "kb").exists()
-    with (
-        pytest.raises(SettingsError, match="has 2 cores, too few for 5 --workers"),
-        ray_cluster("local", 5, None, gpu=False),
-    ):
-        pass
+        with pytest.raises(SettingsError, match=seen), ray_cluster("local", workers):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("sizes", "workers", "cores"),
+    [([2], 2, 1), ([4, 4], 1, 4), ([4, 4, 4], 2, 4), ([8, 2], 3, 2), ([5], 2, 2), ([1, 1], 2, 1)],
+)
+def test_a_workers_cores_are_of_one_machine(sizes: list[int], workers: int, cores: int) -> None:
+    class Ray:
+        def nodes(self) -> list[dict[str, Any]]:
+            return [{"Alive": True, "Resources": {"CPU": float(size)}} for size in sizes] + [
+                {"Alive": False, "Resources": {"CPU": 64.0}}
+            ]
+
+    assert _cores(Ray(), Cluster(workers=workers)) == cores

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import mmap
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -60,7 +61,7 @@ def build_ann(
             index.add(block)
             done += len(block)
             progress(done, total)
-        _release(part)
+        release(part)
     try:
         faiss.write_index(index, str(path))
     except RuntimeError as error:
@@ -126,14 +127,15 @@ def knn(vectors: Vectors, part: Vectors, k: int) -> tuple[NDArray[np.float32], N
 def _sample(embeddings: Sequence[Vectors], wanted: int) -> Vectors:
     """Return vectors drawn at random, of each segment its share."""
     random, total = np.random.default_rng(0), sum(len(part) for part in embeddings)
-    parts = [
-        part[np.sort(random.permutation(len(part))[: -(-wanted * len(part) // total)])]
-        for part in embeddings
-    ]
+    parts = []
+    for part in embeddings:
+        rows = random.permutation(len(part))[: -(-wanted * len(part) // total)]
+        parts.append(part[np.sort(rows)])
+        release(part)
     return np.ascontiguousarray(np.concatenate(parts))
 
 
-def _release(part: Vectors) -> None:
+def release(part: Vectors) -> None:
     """Give back the memory that a mapped file took while it was read."""
     file: Any = part.base
     if isinstance(file, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
@@ -143,11 +145,25 @@ def _release(part: Vectors) -> None:
 def bytes_a_vector(factory: str, dimension: int) -> int:
     """Return about how many bytes an index of this factory string takes for each vector."""
     index = _new_index(dimension, factory)  # the core below lives as long as it does
+    outer, core = faiss.downcast_index(index), _core(index)
+    whole = 4 * dimension if isinstance(outer, faiss.IndexRefine) else 0
+    try:
+        if isinstance(core, faiss.IndexHNSW):
+            neighbours = int(core.hnsw.nb_neighbors(0))
+            return whole + int(core.storage.sa_code_size()) + 4 * (neighbours + 8)
+        code = int(core.sa_code_size())
+    except RuntimeError:  # not every kind tells
+        return whole + 4 * dimension
+    return whole + code + (8 if isinstance(core, faiss.IndexIVF) else 0)
+
+
+def training_needed(factory: str, dimension: int) -> int:
+    """Return on how many vectors an index of this factory string is to be trained at least."""
+    index = _new_index(dimension, factory)
     core = _core(index)
-    if isinstance(core, faiss.IndexHNSW):
-        neighbours = int(core.hnsw.nb_neighbors(0))
-        return int(core.storage.sa_code_size()) + 4 * (neighbours + 8)
-    return int(core.sa_code_size()) + (8 if isinstance(core, faiss.IndexIVF) else 0)
+    if isinstance(core, faiss.IndexIVF):
+        return 39 * int(core.nlist)  # FAISS's own limit, below which it warns
+    return 0 if index.is_trained else 10_000
 
 
 class Ann:
@@ -196,27 +212,32 @@ class Ann:
             return index.search(vectors, k)  # type: ignore[no-any-return]
         bits = np.packbits(mask[: self.size], bitorder="little")
         selector = faiss.IDSelectorBitmap(bits)
-        parameters = _filtering(index, selector, k)
+        share = max(float(mask[: self.size].mean()), 1e-9)
+        parameters = _filtering(index, selector, k, share)
         if parameters is None:
             return None
         return index.search(vectors, k, params=parameters)  # type: ignore[no-any-return]
 
 
-def _filtering(index: Any, selector: Any, k: int) -> Any:
-    """Return the parameters of a search among selected rows; None where there is no such search."""
+def _filtering(index: Any, selector: Any, k: int, share: float) -> Any:
+    """Return the parameters of a search among selected rows; None where there is no such search.
+
+    It looks so much further as there are fewer of them: as many are found as without a filter.
+    """
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexPreTransform):
-        inner = _filtering(index.index, selector, k)
+        inner = _filtering(index.index, selector, k, share)
         return inner and faiss.SearchParametersPreTransform(index_params=inner)
     if isinstance(index, faiss.IndexRefine):
         factor = index.k_factor
-        inner = _filtering(index.base_index, selector, round(k * factor))
+        inner = _filtering(index.base_index, selector, round(k * factor), share)
         return inner and faiss.IndexRefineSearchParameters(k_factor=factor, base_index_params=inner)
     if isinstance(index, faiss.IndexHNSW):
-        ef = max(k, index.hnsw.efSearch)
+        ef = max(k, min(index.ntotal, round(index.hnsw.efSearch / share)))
         return faiss.SearchParametersHNSW(sel=selector, efSearch=ef)
     if isinstance(index, faiss.IndexIVF):
-        return faiss.SearchParametersIVF(sel=selector, nprobe=index.nprobe)
+        nprobe = min(index.nlist, math.ceil(index.nprobe / share))
+        return faiss.SearchParametersIVF(sel=selector, nprobe=nprobe)
     if isinstance(index, faiss.IndexScalarQuantizer | faiss.IndexRaBitQ):
         return faiss.SearchParameters(sel=selector)
     return None

@@ -14,6 +14,7 @@ Codes: TypeAlias = Literal["float32", "int8", "binary"]
 CODES: dict[Codes, str] = {"float32": "Flat", "int8": "SQ8", "binary": "RaBitQ"}
 
 _FLAT_BELOW, _PQ_FROM = 50_000, 5_000_000  # vectors: what auto takes
+_PQ_LEAST = 64  # vectors: fewer are searched exactly
 _AUTO_RECALL = 0.95
 _RESCORED = {"Flat": 0, "SQ8": 4, "RaBitQ": 16, "PQ": 16}
 _TRAINING_VECTORS_PER_LIST = 64
@@ -68,7 +69,8 @@ class AnnSettings:
                     f"the {name} {value!r} is of an approximate index; exact search (flat) has "
                     "none. Choose another kind, or leave it out."
                 )
-        if self.rescore is not None and not 0 <= self.rescore <= 1000:
+        whole = self.rescore is None or type(self.rescore) is int
+        if not whole or not 0 <= (self.rescore or 0) <= 1000:
             raise SettingsError(f"rescoring takes 0 to 1000 candidates a hit, not {self.rescore}")
         if self.target_recall is not None and not 0 < self.target_recall <= 1:
             raise SettingsError(
@@ -87,6 +89,8 @@ class AnnSettings:
         if kind == "auto":
             kind = "flat" if vectors < _FLAT_BELOW else "ivf" if vectors < _PQ_FROM else "ivfpq"
             codes = "Flat" if kind == "flat" else "SQ8"
+        if kind == "ivfpq" and vectors < _PQ_LEAST:
+            return ""
         if kind == "flat":
             return "" if codes == "Flat" else codes
         if kind == "hnsw":
@@ -106,7 +110,8 @@ class AnnSettings:
 
     def recall_wanted(self) -> float | None:
         """Return the share of the best 10 that the search is tuned to find, if it is."""
-        return self.target_recall or (_AUTO_RECALL if self.kind == "auto" else None)
+        ours = self.kind == "auto" and not self.factory and not self.search
+        return self.target_recall or (_AUTO_RECALL if ours else None)
 
 
 def _parts(dimension: int) -> int:

@@ -20,9 +20,9 @@ from .ann_settings import AnnSettings
 from .bm25 import Bm25Settings
 from .documents import DocumentStore, document_line
 from .embeddings import DocumentEncoder
-from .folder import ann_name, check_folder, commit, staging, writing
+from .folder import ann_name, check_folder, commit, segment_name, staging, writing
 from .limits import TRAINING_VECTORS, Memory
-from .manifest import FORMAT
+from .manifest import FORMAT, wrong
 from .recall import tune
 from .segments import (
     SegmentsWriter,
@@ -85,18 +85,24 @@ def build_index(
         "ragkit": version("ragkit"),
         "settings": dict(settings or {}),
         "deleted": [],
+        "segments": [{"name": segment_name(1), "documents": 1, "files": {}}],
     }
+    if "bm25" in stores:
+        analyser = analyser or Analyser()
+        manifest["analyser"] = analyser.to_json()
+        manifest["bm25"] = asdict(bm25 or Bm25Settings())
+    if dense_encoder:
+        manifest["encoder"] = dict(dense_encoder.describe())
+        manifest["ann"] = asdict(ann) | {"file": None}
+    if found := wrong(manifest):
+        raise DataError(f"what the index would tell of itself cannot be read again: its {found}")
     with staging(path, replace) as place:
         folders = _write_documents(path, place, documents, memory, progress)
         if dense_encoder:
             memory.check_ann(ann, len(DocumentStore(folders)), dense_encoder.dimension)
-        if "bm25" in stores:
-            analyser = analyser or Analyser()
-            manifest["analyser"] = analyser.to_json()
-            manifest["bm25"] = asdict(bm25 or Bm25Settings())
-            if not spread:
-                with writing(path):
-                    write_bm25(folders, analyser, progress)
+        if analyser and "bm25" in stores and not spread:
+            with writing(path):
+                write_bm25(folders, analyser, progress)
         if spread:
             files = vector_files(path, folders, dense_encoder) if dense_encoder else []
             spread(folders, files, analyser if "bm25" in stores else None, progress)
@@ -105,7 +111,6 @@ def build_index(
             write_vectors(path, folders, dense_encoder, progress)
         with writing(path):
             if dense_encoder:
-                manifest["encoder"] = dict(dense_encoder.describe())
                 write_ann(place, folders, ann, manifest, progress, memory.training_vectors)
             manifest["segments"] = [segment_record(folder) for folder in folders]
             publish(path, place, manifest)

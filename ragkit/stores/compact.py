@@ -98,7 +98,9 @@ def _first_to_merge(index: Index) -> int:
         if len(index.live.deleted[place]):
             return place
         text = (index.folders[place] / "documents.jsonl").stat().st_size
-        if size < limits.SEGMENT_DOCUMENTS and text < 0.9 * limits.SEGMENT_BYTES:
+        if place + 1 < len(index.folders):  # a segment is full where the next document is too much
+            text += len(index.documents.line(index.live.starts[place + 1]))
+        if size < limits.SEGMENT_DOCUMENTS and text <= limits.SEGMENT_BYTES:
             return place
     return len(index.live.sizes)
 

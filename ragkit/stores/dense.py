@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 
 from ..artefacts import file_hash
 from ..errors import IndexStateError, ModelError, SettingsError
-from .ann import Ann, knn
+from .ann import Ann, knn, release
 from .embeddings import Vectors, open_embeddings
 from .live import Live, Mask, Rows
 
 Found: TypeAlias = tuple[NDArray[np.float32], Rows]  # each of shape [queries, k]
 
+_LEAST = 10  # hits that are looked for where fewer are asked for: searches are tuned to find 10
+_QUERIES = 1024  # that are searched at a time
 _EXACT_BELOW = 20_000  # so few allowed rows are searched exactly: faster, and nothing is missed
 
 
@@ -51,6 +53,7 @@ class DenseStore:
         self._live = Live([len(part) for part in embeddings], deleted)
         self._ann = Ann(ann, search) if ann else None
         self._rescore = rescore
+        self.frugal = False  # whether an exact search gives memory back, segment by segment
         if self._ann and self._ann.size not in self._live.held:
             raise IndexStateError(
                 f"{ann}: holds {self._ann.size} vectors, the segments {self._live.held[1:]}. "
@@ -153,18 +156,25 @@ class DenseStore:
         vectors = np.ascontiguousarray(vectors, dtype=np.float32)
         if not np.isfinite(vectors).all():
             raise ModelError("the encoder gave NaN or an infinity for a query")
+        if self._ann and len(vectors) > _QUERIES:  # candidates take memory
+            blocks = (vectors[n : n + _QUERIES] for n in range(0, len(vectors), _QUERIES))
+            found_ = [self.search(each, k, mask, exact=exact, whole=whole) for each in blocks]
+            return [r for each in found_ for r in each[0]], [s for each in found_ for s in each[1]]
         covered, parts, short = 0, [], np.empty(0, np.int64)
         if self._ann and not exact and not _narrow(mask):
             allowed = self._live.allowed_anywhere(mask)
-            wanted = min(k * max(1, self._rescore), self._ann.size)
+            wanted = min(max(k, _LEAST) * max(1, self._rescore), self._ann.size)
             found = self._ann.search(vectors, wanted, allowed)
             if found is not None:
                 scores = self._rescored(vectors, *found) if self._rescore else found[0]
                 parts.append((scores, self._live.number_anywhere(found[1])))
                 covered = self._ann.size
                 short = _short(found[1], k, allowed, self._ann.size)
-        rest = (n for n in range(len(self._embeddings)) if self._live.held[n] >= covered)
-        parts += [self._exact(vectors, k, place, mask) for place in rest]
+        for place in range(len(self._embeddings)):
+            if self._live.held[place] >= covered:
+                parts.append(self._exact(vectors, k, place, mask))
+                if self.frugal:
+                    release(self._embeddings[place])
         rows, best = _merge(parts, k)
         if len(short) and whole:
             again = self.search(vectors[short], k, mask, exact=True)
@@ -179,7 +189,8 @@ class DenseStore:
         for query, (vector, found) in enumerate(zip(vectors, rows, strict=True)):
             there = found >= 0
             places = np.searchsorted(starts, found[there], side="right") - 1
-            exact[query, there] = self._taken(places, found[there] - starts[places]) @ vector
+            taken = self._taken(places, found[there] - starts[places])
+            exact[query, there] = np.einsum("rd,d->r", taken, vector)  # equal rows score equally
         return exact
 
     def _exact(self, vectors: Vectors, k: int, place: int, mask: Mask | None) -> Found:

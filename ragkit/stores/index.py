@@ -62,7 +62,7 @@ class Index:
         manifest = read_manifest(path)
         try:
             return cls(path, manifest)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, MemoryError) as error:
             raise IndexStateError(
                 f"{path / MANIFEST}: its segments cannot be read. Build the index again."
             ) from error

@@ -5,21 +5,25 @@ from __future__ import annotations
 import psutil
 
 from ..errors import SettingsError
-from .ann import bytes_a_vector
+from .ann import bytes_a_vector, training_needed
 from .ann_settings import AnnSettings
 
 SEGMENT_DOCUMENTS = 100_000
 SEGMENT_BYTES = 1 << 27  # of documents.jsonl
 TRAINING_VECTORS = 262_144
 
-# Counting the terms of a segment takes about 4 times the bytes of its text, as does what is read
-# and not yet freed; benchmarks/scale.py measures it.
-_TEXT_TIMES = 6
+# Counting a segment's terms takes 3 times the bytes of a text of common words, and up to 28 times
+# those of one in which every word is another.
+_TEXT_TIMES = 30
 _LEAST_TEXT = 1 << 20
+_BLOCKS = 1 << 24  # what is being added, and other small things
 
 
 class Memory:
     """The memory that a build may take beside what the process holds when it begins.
+
+    Not counted are the documents' ids, about 200 bytes each, what encoding takes, and files that
+    are mapped while an index is searched: the system takes those back when it needs to.
 
     Args:
         most: the bytes that the process may take in all; None is no limit.
@@ -37,7 +41,7 @@ class Memory:
             return
         self._left = most - self._held
         if self._left < _LEAST_TEXT * _TEXT_TIMES:
-            least = self._held + 64 * _LEAST_TEXT
+            least = self._held + 2 * _LEAST_TEXT * _TEXT_TIMES
             raise SettingsError(
                 f"--max-memory {_megabytes(most)}: {_megabytes(self._held)} are taken before "
                 f"anything is read. Give at least {_megabytes(least)}."
@@ -53,16 +57,19 @@ class Memory:
         factory = settings.factory_for(vectors, dimension)
         if self._most is None or not factory:
             return
-        needed = vectors * bytes_a_vector(factory, dimension)
-        if needed > self._left * 3 // 4:
+        # FAISS doubles what it holds when that is full; a sample lies there twice while it is made,
+        # and before anything is held.
+        needed = 2 * vectors * bytes_a_vector(factory, dimension)
+        trained = min(vectors, training_needed(factory, dimension))
+        needed = max(needed, trained * 8 * dimension) + _BLOCKS
+        if needed > self._left:
             raise SettingsError(
-                f"{factory} over {vectors:,} vectors takes {_megabytes(needed)}, and "
-                f"--max-memory {_megabytes(self._most)} leaves {_megabytes(self._left * 3 // 4)} "
-                "for it. Take --codes int8 or binary, --kind ivfpq or flat, or more memory."
+                f"{factory} over {vectors:,} vectors takes up to {_megabytes(needed)}, and "
+                f"--max-memory {_megabytes(self._most)} leaves {_megabytes(self._left)} for it. "
+                "Take --codes int8 or binary, --kind ivfpq or flat, or more memory."
             )
-        # The sample lies there twice while it is put together.
-        room = (self._left - needed) // (8 * dimension)
-        self.training_vectors = max(1, min(TRAINING_VECTORS, room))
+        room = (self._left - _BLOCKS) // (8 * dimension)
+        self.training_vectors = min(TRAINING_VECTORS, room)
 
 
 def _megabytes(size: int) -> str:

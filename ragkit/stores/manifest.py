@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..artefacts import read_json
+from ..artefacts import fingerprint, read_json
 from ..errors import DataError, IndexStateError, SettingsError
 from .ann_settings import ann_settings, search_settings
 from .folder import MANIFEST, is_name
@@ -44,11 +44,18 @@ def read_manifest(path: Path) -> dict[str, Any]:
             f"{path}: index format {manifest.get('format')!r}, this ragkit reads {FORMAT}. "
             "Build the index again with this version."
         )
-    for name, value in _wrong(manifest):
-        raise IndexStateError(
-            f"{path / MANIFEST}: its {name} is {repr(value)[:100]}. Build the index again."
-        )
+    if found := wrong(manifest):
+        raise IndexStateError(f"{path / MANIFEST}: its {found}. Build the index again.")
     return manifest
+
+
+def wrong(manifest: Mapping[str, Any]) -> str:
+    """Tell what in a manifest no build writes; nothing if all is right."""
+    try:
+        fingerprint(manifest)
+    except (DataError, UnicodeEncodeError) as error:
+        return f"text cannot be written ({error})"
+    return next((f"{name} is {repr(value)[:100]}" for name, value in _wrong(manifest)), "")
 
 
 def unsealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,8 +101,8 @@ def _wrong_segment(segment: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _wrong_encoder(encoder: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for name, kind in {"name": str, "fingerprint": str, "dimension": int}.items():
-        if type(encoder.get(name)) is not kind:
+    for name in ("name", "fingerprint"):
+        if not isinstance(encoder.get(name), str):
             yield f"encoder's {name}", encoder.get(name)
 
 
@@ -113,4 +120,4 @@ def _wrong_ann(ann: Any, held: Sequence[int]) -> Iterator[tuple[str, Any]]:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e9
+    return type(value) in (int, float) and abs(value) < 1 << 62

@@ -82,9 +82,9 @@ class Sample:
         ]
 
 
-def documents_sample(store: DenseStore, queries: int = QUERIES) -> Sample:
+def documents_sample(store: DenseStore, queries: int = QUERIES, seed: int = 0) -> Sample:
     """Let documents drawn at random stand for queries: each looks for the others like it."""
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     own = np.sort(random.permutation(len(store))[:queries]).astype(np.int64)
     return Sample(store, store.vectors(own), own)
 
@@ -109,6 +109,7 @@ def tune(
         What was chosen; where none reaches the target, the best there is, with a warning.
     """
     store, target = DenseStore(embeddings, file), settings.recall_wanted() or 1.0
+    store.frugal = True
     sample, rescore = documents_sample(store), settings.rescored(factory)
     name, most, reads = store.effort or ("", 1, 0.0)
     tried = 0
@@ -123,7 +124,10 @@ def tune(
     choices: list[tuple[float, Tuned]] = []  # with what a query reads
     chosen = settings.rescore is not None or not rescore
     for factor in (rescore,) if chosen else _FACTORS:
-        units, reached = _least_units(partial(recall, factor=factor), target, most)
+        # A graph is searched for as many as are wanted, at least.
+        low = (_K + 1) * max(1, factor) if name == "efSearch" else 1
+        top = max(low, most)
+        units, reached = _least_units(partial(recall, factor=factor), target, low, top)
         if reached < target and choices:
             break  # fewer candidates find no more
         search = f"{name}={units}" if name else ""
@@ -135,13 +139,15 @@ def tune(
                 "bits, a greater --rescore, or another --kind.", reached, target,
             )  # fmt: skip
             break
-        most = min(most, 2 * units)
+        most = min(top, 2 * units)
     return min(choices, key=lambda choice: choice[0])[1]
 
 
-def _least_units(recall: Callable[[int], float], target: float, most: int) -> tuple[int, float]:
+def _least_units(
+    recall: Callable[[int], float], target: float, least: int, most: int
+) -> tuple[int, float]:
     """Return the least effort that reaches the target, to a sixteenth, and the recall there."""
-    low, high = 0, 1
+    low, high = least - 1, least
     while (reached := recall(high)) < target and high < most:
         low, high = high, min(2 * high, most)
     if reached < target:

@@ -14,7 +14,6 @@ from .analysis import Analyser
 from .documents import DocumentStore, DocumentWriter
 from .embeddings import DocumentEncoder, Vector, write_embeddings
 from .folder import link, partial, segment_name, writing
-from .limits import SEGMENT_BYTES
 from .postings import write_postings
 
 
@@ -27,9 +26,9 @@ class SegmentsWriter:
         size: the bytes of text of a segment, at most.
     """
 
-    def __init__(self, place: Path, number: int = 1, size: int = SEGMENT_BYTES) -> None:
+    def __init__(self, place: Path, number: int = 1, size: int | None = None) -> None:
         self.folders: list[Path] = []
-        self._size = size
+        self._size = size or limits.SEGMENT_BYTES
         self._place, self._number = place, number
         self._writer: DocumentWriter | None = None
         self._full = 0

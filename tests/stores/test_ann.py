@@ -18,7 +18,7 @@ from ragkit.console import run
 from ragkit.errors import SettingsError
 from ragkit.stores import ann_settings
 from ragkit.stores.ann import build_ann, bytes_a_vector
-from ragkit.stores.ann_settings import AnnSettings, search_settings
+from ragkit.stores.ann_settings import AnnSettings, Codes, Kind, search_settings
 from ragkit.stores.dense import DenseStore
 from ragkit.stores.index import Index
 from ragkit.stores.limits import Memory
@@ -144,6 +144,57 @@ def test_a_tuned_search_reaches_its_target(
     assert efforts[-1] != efforts[0]
 
 
+@pytest.mark.parametrize("factory", ["HNSW32,SQ8", "IVF62,SQ8", "IVF62,RaBitQ", "HNSW32,Flat"])
+def test_a_tuned_search_holds_for_few_hits_and_for_filters(
+    vectors: Vectors, tmp_path: Path, factory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ragkit.stores.dense._EXACT_BELOW", 0)
+    kind: Kind = "hnsw" if "HNSW" in factory else "ivf"
+    codes: dict[str, Codes] = {"SQ8": "int8", "RaBitQ": "binary", "Flat": "float32"}
+    settings = AnnSettings(kind, codes=codes[factory.split(",")[1]], target_recall=0.95)
+    build_ann([vectors], settings, tmp_path / "x.faiss")
+    tuned = tune([vectors], tmp_path / "x.faiss", settings, factory)
+    opened = store(vectors, tmp_path / "x.faiss", tuned.rescore, tuned.search)
+    queries, random = drawn(200, 6), np.random.default_rng(7)
+    exact = queries.astype(np.float64) @ vectors.T.astype(np.float64)
+    for k in (1, 3, K):
+        best = np.argsort(-exact, axis=1)[:, :k]
+        found = opened.search(queries, k)[0]
+        right = [len({*a.tolist()} & {*b.tolist()}) for a, b in zip(found, best, strict=True)]
+        assert np.mean(right) / k > 0.88, k
+    for share in (0.3, 0.1, 0.03):
+        mask = random.random(ROWS) < share
+        filtered = np.where(mask, exact, -np.inf)
+        assert recall(opened.search(queries, K, mask)[0], filtered) > 0.85, share
+
+
+def test_many_queries_are_searched_in_blocks(
+    vectors: Vectors, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, queries = store(vectors, files["IVF62,RaBitQ"], 16, "nprobe=3"), drawn(50, 8)
+    whole = opened.search(queries, K)
+    monkeypatch.setattr("ragkit.stores.dense._QUERIES", 7)
+    for ours, theirs in zip(opened.search(queries, K), whole, strict=True):
+        np.testing.assert_array_equal(np.array(ours), np.array(theirs))
+
+
+def test_equal_vectors_stand_in_row_order(tmp_path: Path) -> None:
+    vectors = np.repeat(drawn(40, 9), 25, axis=0)
+    build_ann([vectors], AnnSettings(codes="int8"), tmp_path / "x.faiss")
+    found, scores = DenseStore([vectors], tmp_path / "x.faiss", rescore=1).search(drawn(20, 10), 19)
+    for rows, of in zip(found, scores, strict=True):
+        assert rows.tolist() == [*rows[np.lexsort((rows, -of))]]
+        assert len(np.unique(of)) == len({row // 25 for row in rows.tolist()})
+
+
+def test_what_is_given_is_not_tuned() -> None:
+    assert AnnSettings("auto").recall_wanted() == 0.95
+    assert AnnSettings("auto", search="nprobe=2").recall_wanted() is None
+    assert AnnSettings("auto", factory="IVF4,Flat").recall_wanted() is None
+    assert AnnSettings("auto", factory="IVF4,Flat", target_recall=0.9).recall_wanted() == 0.9
+    assert AnnSettings("ivfpq").factory_for(20, 32) == ""
+
+
 def test_a_target_that_codes_cannot_reach_is_told(
     vectors: Vectors, files: dict[str, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -184,13 +235,15 @@ def test_an_index_that_would_not_fit_is_refused_before_anything_is_encoded(
     tmp_path: Path, hash_encoder: object, capsys: pytest.CaptureFixture[str]
 ) -> None:
     held = psutil.Process().memory_info().rss
-    memory = Memory(held + 100_000_000)
-    memory.check_ann(AnnSettings("ivf"), 40_000, 384)
-    assert 1_000 < memory.training_vectors < 20_000
-    with pytest.raises(SettingsError, match=r"IVF1073,Flat over 72,000 vectors takes .*--codes"):
-        memory.check_ann(AnnSettings("ivf"), 72_000, 384)
-    memory.check_ann(AnnSettings("ivf", codes="int8"), 72_000, 384)
-    assert 1 << 20 < memory.segment_bytes < 100_000_000 / 4
+    memory = Memory(held + 300_000_000)
+    memory.check_ann(AnnSettings("ivf"), 70_000, 384)
+    assert 39 * 1058 < memory.training_vectors < 100_000  # FAISS wants 39 for each of the lists
+    with pytest.raises(SettingsError, match=r"IVF1073,Flat over 100,000 vectors takes .*--codes"):
+        memory.check_ann(AnnSettings("ivf", factory="IVF1073,Flat"), 100_000, 384)
+    memory.check_ann(AnnSettings("ivf", codes="int8"), 100_000, 384)
+    with pytest.raises(SettingsError, match=r"IVF1265,RFlat"):
+        memory.check_ann(AnnSettings(factory="IVF1265,RFlat"), 100_000, 384)
+    assert 1 << 20 < memory.segment_bytes < 300_000_000 / 28
     with pytest.raises(SettingsError, match=r"taken before anything is read\. Give at least"):
         Memory(held)
     corpus = tmp_path / "c.jsonl"
@@ -265,10 +318,10 @@ def test_an_index_keeps_its_tuned_search(
     assert ann_settings.ann_settings(kept) == chosen
     assert run(app, ["check", "--index", str(path), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["recall@10"]["mean"] == pytest.approx(kept["tuned"]["recall"])
+    assert told["recall@10"]["mean"] == pytest.approx(kept["tuned"]["recall"], abs=0.06)
     assert told["recall@10"]["n"] == 200
     assert run(app, ["check", "--index", str(path)]) == 0
-    assert "recall@10 0.9" in capsys.readouterr().out or kept["tuned"]["recall"] == 1
+    assert f"recall@10 {told['recall@10']['mean']:.3f}" in capsys.readouterr().out
     built.add([Document("new", "another")], encoder=encoder)
     Index.open(path).compact()
     again = Index.open(path).manifest["ann"]
