@@ -93,6 +93,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_processes_end_with_the_one_that_asked_for_them(tmp_path: Path) -> None:
     script = tmp_path / "killed.py"
     script.write_text(KILLED)
@@ -112,6 +113,7 @@ def alive(process: int) -> bool:
     return status.exists() and "State:\tZ" not in status.read_text()
 
 
+@pytest.mark.slow
 def test_the_program_takes_workers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], segments: None
 ) -> None:
@@ -189,6 +191,7 @@ def test_a_cluster_builds_the_plain_index_though_a_worker_is_killed(
     assert {*encoded} == {document.text for document in DOCUMENTS}
 
 
+@pytest.mark.slow
 def test_a_cluster_writes_bm25_alone(tmp_path: Path, cluster: None, segments: None) -> None:
     plain = Index.build(tmp_path / "plain", DOCUMENTS, stores=["bm25"])
     with ray_cluster("local", Cluster(workers=2)) as spread:
@@ -201,6 +204,7 @@ class Broken(HashEncoder):
         raise ModelError("these weights are odd")
 
 
+@pytest.mark.slow
 def test_what_a_worker_refuses_is_told_and_nothing_is_left(
     tmp_path: Path, cluster: None, segments: None
 ) -> None:
