@@ -201,7 +201,9 @@ def recall(arguments: Any) -> list[dict[str, Any]]:
             sample = Sample(store, queries)
             rescored = settings.rescored(settings.factory_for(len(vectors), DIMENSION))
             unit, most, _ = store.effort or ("", 1, 0.0)
-            for effort in (4, 8, 16, 32, 64, 128, 256, 512):
+            for effort in (
+                (16, 32, 64, 128, 256, 512) if unit == "efSearch" else (1, 2, 4, 8, 16, 32, 64)
+            ):
                 if effort > most:
                     break
                 store.set_search(f"{unit}={effort}", rescored)
