@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import math
 import mmap
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,7 @@ def build_ann(
         SettingsError: FAISS refuses the factory string, or cannot train it on these vectors.
         OSError: the file cannot be written.
     """
+    _trim()
     total = sum(len(part) for part in embeddings)
     factory = settings.factory_for(total, embeddings[0].shape[1])
     index = _new_index(embeddings[0].shape[1], factory)
@@ -67,6 +70,8 @@ def build_ann(
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise OSError(errno.EIO, f"FAISS cannot write it: {reason}", str(path)) from error
+    del index
+    _trim()
 
 
 def check_ann(settings: AnnSettings, dimension: int) -> None:
@@ -140,6 +145,13 @@ def release(part: Vectors) -> None:
     file: Any = part.base
     if isinstance(file, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
         file.madvise(mmap.MADV_DONTNEED)
+
+
+def _trim() -> None:
+    """Give freed memory back where glibc would keep it: FAISS's lists are many small blocks."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim:
+        trim(0)
 
 
 def bytes_a_vector(factory: str, dimension: int) -> int:
