@@ -46,7 +46,7 @@ def test_commands_run(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
     lines = [line for line in _blocks("bash")[1].splitlines() if line]
-    assert len(lines) == 24
+    assert len(lines) == 25
     apps = {"ragkit-index": indexers, "ragkit-train": trainers}
     for line in lines:
         program, *arguments = shlex.split(line)
