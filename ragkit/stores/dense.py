@@ -53,7 +53,7 @@ class DenseStore:
         self._live = Live([len(part) for part in embeddings], deleted)
         self._ann = Ann(ann, search) if ann else None
         self._rescore = rescore
-        self.frugal = False  # whether an exact search gives memory back, segment by segment
+        self.frugal = False  # whether a search gives memory back, segment by segment
         if self._ann and self._ann.size not in self._live.held:
             raise IndexStateError(
                 f"{ann}: holds {self._ann.size} vectors, the segments {self._live.held[1:]}. "
@@ -156,8 +156,9 @@ class DenseStore:
         vectors = np.ascontiguousarray(vectors, dtype=np.float32)
         if not np.isfinite(vectors).all():
             raise ModelError("the encoder gave NaN or an infinity for a query")
-        if self._ann and len(vectors) > _QUERIES:  # candidates take memory
-            blocks = (vectors[n : n + _QUERIES] for n in range(0, len(vectors), _QUERIES))
+        at_once = 32 if self.frugal else _QUERIES
+        if self._ann and len(vectors) > at_once and not exact:  # candidates take memory
+            blocks = (vectors[n : n + at_once] for n in range(0, len(vectors), at_once))
             found_ = [self.search(each, k, mask, exact=exact, whole=whole) for each in blocks]
             return [r for each in found_ for r in each[0]], [s for each in found_ for s in each[1]]
         covered, parts, short = 0, [], np.empty(0, np.int64)
@@ -170,11 +171,11 @@ class DenseStore:
                 parts.append((scores, self._live.number_anywhere(found[1])))
                 covered = self._ann.size
                 short = _short(found[1], k, allowed, self._ann.size)
-        for place in range(len(self._embeddings)):
+        for place, part in enumerate(self._embeddings):
             if self._live.held[place] >= covered:
                 parts.append(self._exact(vectors, k, place, mask))
-                if self.frugal:
-                    release(self._embeddings[place])
+            if self.frugal:
+                release(part)
         rows, best = _merge(parts, k)
         if len(short) and whole:
             again = self.search(vectors[short], k, mask, exact=True)
