@@ -335,7 +335,8 @@ def test_an_interrupted_build_leaves_what_was_there(
     def build(**options):
         return Index.build(path, documents, replace=over, ann=AnnSettings("ivf"), **options)
 
-    with pytest.raises(type(error)):
+    full = isinstance(error, OSError) and place in ("ann", "postings", "commit")
+    with pytest.raises(SettingsError if full else type(error)):
         build(encoder=encoder)
     if place == "commit":  # files without a manifest may stay; they are in nobody's way
         assert {name: data for name, data in listing(tmp_path).items() if name in before} == before
