@@ -21,6 +21,7 @@ from .embeddings import Vectors
 
 faiss: Any = _faiss  # its stubs describe the C++ signatures, not the Python wrapper's
 
+TRAINING_VECTORS = 262_144  # on which an index is trained at most, unless told otherwise
 _BLOCK = 65_536
 
 
@@ -29,7 +30,7 @@ def build_ann(
     settings: AnnSettings,
     path: Path,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    training_vectors: int = 262_144,
+    training_vectors: int = TRAINING_VECTORS,
 ) -> None:
     """Train a FAISS index on the embeddings, fill it with them and write it to `path`.
 

@@ -15,13 +15,13 @@ from ..artefacts import file_hash, fingerprint
 from ..errors import DataError, SettingsError
 from ..types import Document, Progress
 from .analysis import Analyser
-from .ann import build_ann, check_ann
+from .ann import TRAINING_VECTORS, build_ann, check_ann
 from .ann_settings import AnnSettings
 from .bm25 import Bm25Settings
 from .documents import DocumentStore, document_line
 from .embeddings import DocumentEncoder
 from .folder import ann_name, check_folder, commit, segment_name, staging, writing
-from .limits import TRAINING_VECTORS, Memory
+from .limits import Memory
 from .manifest import FORMAT, wrong
 from .recall import tune
 from .segments import (

@@ -5,12 +5,11 @@ from __future__ import annotations
 import psutil
 
 from ..errors import SettingsError
-from .ann import bytes_a_vector, training_needed
+from .ann import TRAINING_VECTORS, bytes_a_vector, training_needed
 from .ann_settings import AnnSettings
 
 SEGMENT_DOCUMENTS = 100_000
 SEGMENT_BYTES = 1 << 27  # of documents.jsonl
-TRAINING_VECTORS = 262_144
 
 # Counting a segment's terms takes 3 times the bytes of a text of common words, and up to 28 times
 # those of one in which every word is another.
