@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ragkit.artefacts import to_json
 from ragkit.corpus import (
     Problem,
     read_documents,
@@ -20,6 +21,8 @@ from ragkit.corpus import (
     write_run,
 )
 from ragkit.errors import DataError, MissingExtra, SettingsError
+from ragkit.fields import document_record
+from ragkit.stores.documents import document_line
 from ragkit.types import Document, Example, Query
 
 
@@ -603,6 +606,8 @@ def test_documents_round_trip(tmp_path_factory, documents, gz):
     path = tmp_path_factory.mktemp("documents") / f"a.jsonl{gz}"
     write_documents(path, documents)
     assert read(path) == documents
+    lines = [to_json(document_record(document)) + "\n" for document in documents]
+    assert [document_line(document).decode() for document in documents] == lines
 
 
 @settings(deadline=None, max_examples=20)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+import secrets
 import unicodedata
 from array import array
 from collections.abc import Callable, Iterable, Mapping
@@ -17,10 +19,13 @@ from numpy.typing import NDArray
 
 from ..errors import SettingsError
 from ..splitting import words
+from ._words import IN_WORDS, number_terms, number_words
 
 # Japanese and Chinese write no spaces between words: each of their characters is a term.
 _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _ASCII_TERMS = re.compile(r"\w+", re.ASCII)
+
+_BLOCK = 1 << 20  # bytes of text that are numbered at once
 
 # The English list of Lucene's StandardAnalyzer, with which published BM25 baselines are computed.
 _LUCENE_ENGLISH = (
@@ -138,32 +143,64 @@ def _stop_words(name: str | None) -> frozenset[str]:
     return frozenset(part for word in words for part in _words(word))
 
 
-class Vocabulary(dict[str, int]):
-    """Word -> number of its term; -1 for a stop word. Every word is stemmed once only."""
+class Vocabulary:
+    """Numbers the terms of texts, in the order in which they come. No word is stemmed twice."""
 
     def __init__(self, analyser: Analyser) -> None:
-        super().__init__()
-        self.terms: list[str] = []
         self._numbers: dict[str, int] = {}
         self._stopwords = _stop_words(analyser.stopwords)
         self._stemmer = Stemmer.Stemmer(analyser.stemmer) if analyser.stemmer else None
+        # Which words share a slot must not be known to who writes documents.
+        self._seed = np.uint64(secrets.randbits(64))
+        self._slots = np.full(1 << 12, -1, np.int32)
+        self._known = np.empty(0, np.uint8)
+        self._known_ends = np.empty(0, np.int64)
+        self._term_of = np.empty(0, np.int32)
 
-    def __missing__(self, word: str) -> int:
-        number = -1
-        if word not in self._stopwords:
-            term = self._stemmer.stemWord(word) if self._stemmer else word
-            number = self._numbers.setdefault(term, len(self.terms))
-            if number == len(self.terms):
-                self.terms.append(term)
-        self[word] = number
-        return number
+    @property
+    def terms(self) -> list[str]:
+        """The terms, by their numbers."""
+        return list(self._numbers)
 
     def number(self, texts: Iterable[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """Return all texts' terms as numbers, shape [terms], and their lengths, shape [texts]."""
-        numbers, counts = array("i"), array("q")
-        look_up = self.__getitem__
+        numbers, lengths = array("i"), array("q")
+        block, ends = bytearray(), array("q")
         for text in texts:
-            before = len(numbers)
-            numbers.extend([number for number in map(look_up, _words(text)) if number >= 0])
-            counts.append(len(numbers) - before)
-        return np.frombuffer(numbers, dtype=np.int32), np.frombuffer(counts, dtype=np.int64)
+            block += _word_bytes(text)
+            ends.append(len(block))
+            if len(block) >= _BLOCK:
+                self._number_block(block, ends, numbers, lengths)
+                block, ends = bytearray(), array("q")
+        self._number_block(block, ends, numbers, lengths)
+        return np.frombuffer(numbers, dtype=np.int32), np.frombuffer(lengths, dtype=np.int64)
+
+    def _number_block(
+        self, block: bytearray, ends: array[int], numbers: array[int], lengths: array[int]
+    ) -> None:
+        before = len(self._known_ends)
+        words, counts, self._slots, self._known, self._known_ends = number_words(
+            np.frombuffer(block, np.uint8), np.frombuffer(ends, np.int64), IN_WORDS, self._seed,
+            self._slots, self._known, self._known_ends,
+        )  # fmt: skip
+        self._add_words(before)
+        numbers.frombytes(memoryview(number_terms(words, counts, self._term_of)).cast("B"))
+        lengths.frombytes(memoryview(counts).cast("B"))
+
+    def _add_words(self, known: int) -> None:
+        first = int(self._known_ends[known - 1]) if known else 0
+        ends = (self._known_ends[known:] - first).tolist()
+        text = self._known[first : first + ends[-1]].tobytes() if ends else b""
+        words = [text[start:end].decode() for start, end in itertools.pairwise([0, *ends])]
+        terms = self._stemmer.stemWords(words) if self._stemmer else words
+        numbers, stopwords = self._numbers, self._stopwords
+        term_of = [
+            -1 if word in stopwords else numbers.setdefault(term, len(numbers))
+            for word, term in zip(words, terms, strict=True)
+        ]
+        self._term_of = np.concatenate([self._term_of, np.array(term_of, np.int32)])
+
+
+def _word_bytes(text: str) -> bytes:
+    """Return a text's words as bytes, with others between them."""
+    return text.lower().encode() if text.isascii() else " ".join(_words(text)).encode()

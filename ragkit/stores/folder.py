@@ -71,20 +71,25 @@ def partial(path: Path, encoder: str) -> Path:
     return folder
 
 
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
+class writing:  # noqa: N801 -- a context manager, entered for every document
     """Tell of a full disk, a missing right and the like as of a path that cannot be written.
 
     Raises:
         SettingsError: in the place of an OSError.
     """
-    try:
-        yield
-    except OSError as error:
-        raise SettingsError(
-            f"{path}: cannot be written ({error.strerror or error}). "
-            "Make room, or make it writable, and give the same command again."
-        ) from error
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            raise SettingsError(
+                f"{self._path}: cannot be written ({error.strerror or error}). "
+                "Make room, or make it writable, and give the same command again."
+            ) from error
 
 
 def link(file: Path, target: Path) -> None:

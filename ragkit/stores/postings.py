@@ -26,7 +26,8 @@ def write_postings(folder: Path, texts: Iterable[str], analyser: Analyser) -> No
     """
     vocabulary = Vocabulary(analyser)
     numbers, lengths = vocabulary.number(texts)
-    sizes = _postings.count_terms(numbers, lengths, len(vocabulary.terms))
+    terms = vocabulary.terms
+    sizes = _postings.count_terms(numbers, lengths, len(terms))
     indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])
     rows, counts = _postings.fill_postings(numbers, lengths, indptr)
     if not counts.size or counts.max() < 1 << 16:
@@ -35,7 +36,7 @@ def write_postings(folder: Path, texts: Iterable[str], analyser: Analyser) -> No
     arrays = (indptr, rows, counts, lengths.astype(np.int32))
     for name, array in zip(_FILES, arrays, strict=True):
         np.save(folder / f"{name}.npy", array)
-    (folder / "terms.json").write_text(json.dumps(vocabulary.terms), encoding="utf-8")
+    (folder / "terms.json").write_text(json.dumps(terms), encoding="utf-8")
 
 
 class Postings:

@@ -15,6 +15,7 @@ import Stemmer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import ragkit.stores.analysis
 import ragkit.stores.limits
 from ragkit.errors import DataError, IndexStateError, SettingsError
 from ragkit.retrievers import Bm25Retriever
@@ -417,6 +418,17 @@ def test_the_vocabulary_numbers_what_the_analyser_reads(texts, language):
     assert names == [term for terms in expected for term in terms]
     assert lengths.tolist() == [len(terms) for terms in expected]
     assert len(set(vocabulary.terms)) == len(vocabulary.terms)
+
+
+@pytest.mark.parametrize("block", [1, 1 << 20])
+def test_the_vocabulary_grows(monkeypatch, block):
+    monkeypatch.setattr(ragkit.stores.analysis, "_BLOCK", block)
+    names = [f"w{number % 9_000}" for number in range(27_000)]
+    vocabulary = Vocabulary(PLAIN)
+    numbers, lengths = vocabulary.number([" ".join(names[:20_000]), "", "-", *names[20_000:]])
+    assert vocabulary.terms == names[:9_000]
+    assert numbers.tolist() == [number % 9_000 for number in range(27_000)]
+    assert lengths.tolist() == [20_000, 0, 0] + [1] * 7_000
 
 
 def test_terms_by_hand():

@@ -1,0 +1,136 @@
+"""The compiled loops that number words: bytes in, numbers out, no object a word."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+Array = Any  # numba's loops take arrays of several element types
+
+IN_WORDS = np.zeros(256, np.bool_)
+"""Which bytes are part of a word: ASCII's letters, digits and _, and all beyond ASCII."""
+IN_WORDS[[*range(ord("0"), ord("9") + 1), *range(ord("a"), ord("z") + 1), ord("_")]] = True
+IN_WORDS[128:] = True
+
+_PRIME = np.uint64(0x100000001B3)
+
+
+@njit(cache=True, nogil=True)
+def number_words(
+    text: Array, ends: Array, in_words: Array, seed: np.uint64,
+    slots: Array, known: Array, known_ends: Array,
+) -> tuple[Array, Array, Array, Array, Array]:  # fmt: skip
+    """Number the words of texts; a new word gets the next number.
+
+    The hash is FNV-1a (Fowler, Noll and Vo) from a seed, in a table of open addresses.
+
+    Args:
+        text: the texts' bytes, one after the other.
+        ends: where each text ends in them.
+        in_words: which bytes are part of a word, shape [256].
+        seed: where hashes begin.
+        slots: the table: word numbers, -1 where none is; its size is a power of two.
+        known: the bytes of the known words, one after the other.
+        known_ends: where each known word ends in them.
+
+    Returns:
+        The numbers of all words; how many each text has; `slots`, `known` and `known_ends` with the
+        new words.
+    """
+    numbers = np.empty(len(text) // 2 + len(ends) + 1, np.int32)  # words of two texts may touch
+    counts = np.empty(len(ends), np.int64)
+    words = len(known_ends)
+    used = known_ends[words - 1] if words else 0
+    known_ends = _longer(known_ends, words)
+    found = at = 0
+    for row in range(len(ends)):
+        before, end = found, ends[row]
+        while at < end:
+            if not in_words[text[at]]:
+                at += 1
+                continue
+            start, hashed = at, seed
+            while at < end and in_words[text[at]]:
+                hashed = (hashed ^ text[at]) * _PRIME
+                at += 1
+            slot = _slot(hashed, text, start, at, slots, known, known_ends)
+            if slots[slot] < 0:
+                size = at - start
+                if used + size > len(known):
+                    known = _longer(known, used + size)
+                known[used : used + size] = text[start:at]
+                used += size
+                if words == len(known_ends):
+                    known_ends = _longer(known_ends, words)
+                known_ends[words] = used
+                slots[slot] = words
+                words += 1
+                numbers[found] = words - 1
+                if 2 * words > len(slots):
+                    slots = _rebuilt(2 * len(slots), seed, known, known_ends[:words])
+            else:
+                numbers[found] = slots[slot]
+            found += 1
+        counts[row] = found - before
+    return numbers[:found], counts, slots, known, known_ends[:words]
+
+
+@njit(cache=True, nogil=True)
+def _slot(
+    hashed: np.uint64, text: Array, start: int, end: int,
+    slots: Array, known: Array, known_ends: Array,
+) -> np.uint64:  # fmt: skip
+    """Return the place in the table of a word, `text[start:end]`, or the free one for it."""
+    last = np.uint64(len(slots) - 1)
+    slot = (hashed ^ (hashed >> np.uint64(29))) & last
+    while slots[slot] >= 0:
+        number = slots[slot]
+        first = known_ends[number - 1] if number else 0
+        size = known_ends[number] - first
+        if size == end - start:
+            same = 0
+            while same < size and known[first + same] == text[start + same]:
+                same += 1
+            if same == size:
+                break
+        slot = (slot + np.uint64(1)) & last
+    return slot
+
+
+@njit(cache=True, nogil=True)
+def _rebuilt(size: int, seed: np.uint64, known: Array, known_ends: Array) -> Array:
+    slots = np.full(size, -1, np.int32)
+    start = 0
+    for number in range(len(known_ends)):
+        hashed, end = seed, known_ends[number]
+        for i in range(start, end):
+            hashed = (hashed ^ known[i]) * _PRIME
+        slots[_slot(hashed, known, start, end, slots, known, known_ends)] = number
+        start = end
+    return slots
+
+
+@njit(cache=True, nogil=True)
+def _longer(array: Array, least: int) -> Array:
+    """Return the array with room for `least` items and as many again."""
+    longer = np.empty(2 * least + 16, array.dtype)
+    longer[: len(array)] = array
+    return longer
+
+
+@njit(cache=True, nogil=True)
+def number_terms(words: Array, counts: Array, term_of: Array) -> Array:
+    """Return the words' terms but for those of -1, and make `counts` the texts' numbers of them."""
+    terms = np.empty(len(words), np.int32)
+    found = at = 0
+    for row in range(len(counts)):
+        before = found
+        for _ in range(counts[row]):
+            term = term_of[words[at]]
+            at += 1
+            terms[found] = term
+            found += term >= 0
+        counts[row] = found - before
+    return terms[:found]
