@@ -18,7 +18,9 @@ from ragkit.artefacts import read_json, write_json
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PACKAGES = ("ragkit", "torch", "transformers", "sentence-transformers", "faiss-cpu", "bm25s")
+PACKAGES = (
+    "ragkit", "torch", "transformers", "sentence-transformers", "faiss-cpu", "bm25s", "tantivy"
+)  # fmt: skip
 
 
 def data_folder() -> Path:

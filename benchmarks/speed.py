@@ -9,12 +9,14 @@ the same in every run.
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from itertools import islice
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,10 @@ import faiss
 import numpy as np
 import rank_bm25
 import Stemmer
+import tantivy
 from measure import data_folder, ratio, save, side_by_side
 from rich.console import Console
+from tantivy import Filter
 
 from ragkit import Document, Hit, Index, Query
 from ragkit.corpus import read_documents, read_questions
@@ -83,39 +87,79 @@ def windows() -> Iterator[Document]:
 
 
 def search(documents: list[Document], questions: list[str]) -> list[Row]:
-    """BM25 search, k = 10: from text against bm25s (2 threads, 0 threads), against rank_bm25."""
+    """BM25 search by questions, k = 10: against bm25s, tantivy and rank_bm25."""
+    return _search(documents, {"questions": questions[:4000]}, [10], [False])
+
+
+def _search(
+    documents: list[Document], asked: dict[str, list[str]], ks: list[int], singly: list[bool]
+) -> list[Row]:
+    """Search from text, all queries at once or one by one, beside each peer at its best."""
     with tempfile.TemporaryDirectory() as place:
         store = Index.build(Path(place) / "kb", documents, stores=["bm25"]).bm25
-        rows = _against_bm25s(store, documents, questions[:4000])
-        return [*rows, _against_rank_bm25(store, documents, questions[:10])]
+        by_bm25s, by_tantivy = _bm25s(documents), _tantivy(documents)
+        rows = []
+        for (name, queries), k, single in product(asked.items(), ks, singly):
+            calls = [[query] for query in queries[:200]] if single else [queries]
+            searches = {"ragkit": store.search, "bm25s": by_bm25s, "tantivy": by_tantivy}
+            seconds = side_by_side(
+                {
+                    system: lambda find=find, calls=calls, k=k: [find(each, k) for each in calls]
+                    for system, find in searches.items()
+                }
+            )
+            count = sum(map(len, calls))
+            work = f"BM25 search, {len(documents):,} documents, {count:,} {name}, k = {k}"
+            work += ", one by one" if single else ""
+            rows += [_row(work, seconds, count, peer) for peer in ("bm25s", "tantivy")]
+        return [*rows, _against_rank_bm25(store, documents, next(iter(asked.values()))[:10])]
 
 
-def _against_bm25s(store: Bm25Store, documents: list[Document], queries: list[str]) -> list[Row]:
+Find = Callable[[list[str], int], Any]
+
+
+def _bm25s(documents: list[Document]) -> Find:
     options: dict[str, Any] = {
         "stopwords": "en", "stemmer": Stemmer.Stemmer("english"), "show_progress": False
     }  # fmt: skip
     peer = bm25s.BM25(method="lucene", k1=1.2, b=0.75, backend="numba")
     peer.index(bm25s.tokenize([d.contents for d in documents], **options), show_progress=False)
-    terms = bm25s.tokenize(queries, return_ids=False, **options)
 
-    def from_text(threads: int) -> None:
+    def find(queries: list[str], k: int) -> Any:
+        threads = 2 if len(queries) > 1 else 0  # its best in a batch, and its best for one query
         asked = bm25s.tokenize(queries, **options)
-        peer.retrieve(asked, k=10, show_progress=False, n_threads=threads)
+        return peer.retrieve(asked, k=k, show_progress=False, n_threads=threads)
 
-    seconds = side_by_side(
-        {
-            "ragkit": lambda: store.search(queries, 10),
-            "bm25s, 2 threads": lambda: from_text(2),
-            "bm25s, its default": lambda: from_text(0),
-            "bm25s, 2 threads, its queries split beforehand": lambda: peer.retrieve(
-                terms, k=10, show_progress=False, n_threads=2
-            ),
-        }
-    )
-    work = f"BM25 search, {len(documents):,} documents, {len(queries):,} queries"
-    return [
-        _row(work, seconds, len(queries), n) for n in ("bm25s, 2 threads", "bm25s, its default")
-    ]
+    return find
+
+
+def _tantivy(documents: list[Document]) -> Find:
+    schema = tantivy.SchemaBuilder()
+    schema.add_text_field("text", tokenizer_name="words", index_option="freq")
+    index = tantivy.Index(schema.build())
+    words = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.simple())
+    for each in (Filter.lowercase(), Filter.stopword("english"), Filter.stemmer("english")):
+        words = words.filter(each)
+    index.register_tokenizer("words", words.build())
+    writer = index.writer()
+    for document in documents:
+        writer.add_document(tantivy.Document(text=document.contents))
+    writer.commit()
+    writer.wait_merging_threads()
+    index.reload()
+    searcher = index.searcher()
+
+    def one(query: str, k: int) -> Any:
+        plain = re.sub(r"\W+", " ", query).lower()  # what is no word is an operator
+        return searcher.search(index.parse_query(plain, ["text"]), k).hits
+
+    def find(queries: list[str], k: int) -> Any:
+        if len(queries) == 1:
+            return one(queries[0], k)
+        with ThreadPoolExecutor(2) as pool:
+            return list(pool.map(lambda query: one(query, k), queries))
+
+    return find
 
 
 def _against_rank_bm25(store: Bm25Store, documents: list[Document], queries: list[str]) -> Row:
@@ -136,8 +180,12 @@ def _against_rank_bm25(store: Bm25Store, documents: list[Document], queries: lis
 
 
 def large(documents: list[Document], questions: list[str]) -> list[Row]:
-    """Search and build over many documents."""
-    return [*search(documents, questions), *build(documents, questions)]
+    """Search and build over many documents; long queries are the first words of passages."""
+    passages = read_documents([data_folder() / "squad" / "corpus.jsonl.gz"])
+    long = [" ".join(each.text.split()[:WINDOW]) for each in islice(passages, 500)]
+    asked = {"questions": questions[:4000], f"queries of {WINDOW} words": long}
+    rows = _search(documents, asked, [10, 100], [False, True])
+    return [*rows, *build(documents, questions)]
 
 
 def build(documents: list[Document], questions: list[str]) -> list[Row]:
