@@ -35,7 +35,7 @@ SAME_FLOOR |= {("types", "errors"), ("prompts", "styles")}
 # The one room of each foreign library, by the name that is imported.
 ROOMS = {
     "faiss": {"stores/ann.py"},
-    "numba": {"stores/_postings.py", "stores/_words.py"},
+    "numba": {"stores/_counting.py", "stores/_postings.py"},
     "langchain_core": {"langchain.py"},
     "pydantic": {"langchain.py"},
     "Stemmer": {"stores/analysis.py"},

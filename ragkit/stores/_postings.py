@@ -1,83 +1,24 @@
-"""The compiled loops under the BM25 store: counting terms, filling postings, scoring.
+"""The compiled loops under BM25's search: weighing postings, scoring documents.
 
 They release the interpreter lock, so that threads run them side by side, and they are compiled once
-and cached on disk.
+and cached on disk. Unsigned indices halve the time of the innermost ones: of signed ones it is
+asked each time whether they count from the end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import repeat
 from typing import Any
 
 import numpy as np
 from numba import njit
 
+from ._counting import fit
+
 Array = Any  # numba's loops take arrays of several element types
+Index = Any  # and indices of both signs
 
-
-@njit(cache=True, nogil=True)
-def count_terms(numbers: Array, lengths: Array, terms: int) -> Array:
-    """Return in how many documents each term occurs, shape [terms]."""
-    sizes = np.zeros(terms, np.int64)
-    last = np.full(terms, -1, np.int64)
-    position = 0
-    for row in range(len(lengths)):
-        for _ in range(lengths[row]):
-            term = numbers[position]
-            position += 1
-            if last[term] != row:
-                last[term] = row
-                sizes[term] += 1
-    return sizes
-
-
-@njit(cache=True, nogil=True)
-def fill_postings(numbers: Array, lengths: Array, indptr: Array) -> tuple[Array, Array]:
-    """Return the postings' rows and frequencies, each of shape [postings]."""
-    rows = np.empty(indptr[-1], np.int32)
-    counts = np.zeros(indptr[-1], np.int32)
-    ends = indptr[:-1].copy()
-    position = 0
-    for row in range(len(lengths)):
-        for _ in range(lengths[row]):
-            term = numbers[position]
-            position += 1
-            end = ends[term]
-            if end > indptr[term] and rows[end - 1] == row:
-                counts[end - 1] += 1
-            else:
-                rows[end] = row
-                counts[end] = 1
-                ends[term] = end + 1
-    return rows, counts
-
-
-@njit(cache=True, nogil=True)
-def count_chosen(indptr: Array, postings: Array, chosen: Array) -> Array:
-    """Return in how many of the chosen documents each term occurs, shape [terms].
-
-    Shape [0], if a posting is of no document.
-    """
-    sizes = np.zeros(len(indptr) - 1, np.int64)
-    for term in range(len(sizes)):
-        if not _fits(indptr[term], indptr[term + 1], postings, len(chosen)):
-            return sizes[:0]
-        for i in range(indptr[term], indptr[term + 1]):
-            sizes[term] += chosen[postings[i]]
-    return sizes
-
-
-@njit(cache=True, nogil=True)
-def _fits(start: int, stop: int, postings: Array, documents: int) -> bool:
-    """Tell whether there are such postings, and all of them are of documents: files can be damaged,
-    and nothing else would keep a loop from reading and writing beyond its arrays."""
-    if not 0 <= start <= stop <= len(postings):
-        return False
-    fits = True
-    for i in range(start, stop):
-        fits &= 0 <= postings[i] < documents
-    return fits
+_BLOCK = 1 << 13  # documents that are scored at once: their sums stay in the cache
+_SHARE = 0.5  # of the least score of the k best
 
 
 @njit(cache=True, nogil=True)
@@ -104,52 +45,31 @@ def _sift(rows: Array, scores: Array, start: int, size: int) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _select(
-    touched: Array, size: int, sums: Array, allowed: Array, rows: Array, scores: Array
-) -> int:
-    """Make `rows` and `scores` a heap of the touched documents' best; return how many it holds."""
-    k, kept = len(rows), 0
+def _heapify(rows: Array, scores: Array, size: int) -> None:
+    for start in range(size // 2 - 1, -1, -1):
+        _sift(rows, scores, start, size)
+
+
+@njit(cache=True, nogil=True)
+def _keep_best(
+    found: Array, size: int, base: int, start: int, sums: Array, allowed: Array,
+    kept: int, rows: Array, scores: Array,
+) -> int:  # fmt: skip
+    """Offer the found documents to the best, a heap once it is full; return how many it holds."""
+    k = len(rows)
     for i in range(size):
-        row = touched[i]
-        score = sums[row]
-        if len(allowed) > 0 and not allowed[row]:
+        if len(allowed) > 0 and not allowed[base + found[i]]:
             continue
+        row, score = start + base + found[i], sums[found[i]]
         if kept < k:
             rows[kept], scores[kept] = row, score
             kept += 1
             if kept == k:
-                for start in range(k // 2 - 1, -1, -1):
-                    _sift(rows, scores, start, k)
+                _heapify(rows, scores, k)
         elif _worse(scores[0], rows[0], score, row):
             rows[0], scores[0] = row, score
             _sift(rows, scores, 0, k)
-    if kept < k:
-        for start in range(kept // 2 - 1, -1, -1):
-            _sift(rows, scores, start, kept)
     return kept
-
-
-@njit(cache=True, nogil=True)
-def _sort(rows: Array, scores: Array, size: int) -> None:
-    """Turn a heap into a list, best first."""
-    for end in range(size - 1, 0, -1):
-        rows[0], rows[end] = rows[end], rows[0]
-        scores[0], scores[end] = scores[end], scores[0]
-        _sift(rows, scores, 0, end)
-
-
-def pack_queries(
-    weights: Sequence[Mapping[str, float]], terms: Mapping[str, int]
-) -> tuple[Array, Array, Array]:
-    """Return the queries' terms as numbers (-1: not in this segment), weights, and their places."""
-    numbers: list[int] = []
-    factors: list[float] = []
-    indptr = [0]
-    for weighted in weights:
-        numbers.extend(map(terms.get, weighted, repeat(-1)))
-        factors.extend(weighted.values())
-        indptr.append(len(numbers))
-    return np.array(numbers, np.int64), np.array(factors), np.array(indptr, np.int64)
 
 
 @njit(cache=True, nogil=True)
@@ -159,7 +79,7 @@ def weigh_postings(
 ) -> bool:  # fmt: skip
     """Fill in the impacts of these terms' postings, once, and each term's greatest.
 
-    Returns False at a posting of no document, before anything is computed from it.
+    Returns False at postings that do not `fit`, before anything is computed from them.
 
     An impact is what a term of weight 1 adds to the document. `scales` are
     k1 (1 - b + b · length / average length), shape [documents]; the peak of a term whose impacts
@@ -168,16 +88,20 @@ def weigh_postings(
     for term in terms:
         if term < 0 or peaks[term] >= 0:
             continue
-        if not _fits(indptr[term], indptr[term + 1], postings, len(scales)):
+        if not fit(indptr[term], indptr[term + 1], postings, len(scales)):
             return False
         peak = 0.0
         for i in range(indptr[term], indptr[term + 1]):
             frequency, scale = float(counts[i]), scales[postings[i]]
+            if frequency < 1 or scale <= 0:
+                return False
             if bm25l:
                 c = frequency * k1 / scale + delta
                 impact = frequency * c / (k1 + c)
             else:
                 impact = frequency / (frequency + scale)
+            if not impact < np.inf:
+                return False
             impacts[i] = impact
             peak = max(peak, impact)
         peaks[term] = peak
@@ -185,93 +109,177 @@ def weigh_postings(
 
 
 @njit(cache=True, nogil=True)
-def _drop(touched: Array, size: int, sums: Array, least: float) -> int:
-    """Forget the touched documents whose sum is below `least`; return how many are left."""
+def _add(
+    weight: float, postings: Array, impacts: Array, at: Index, stop: int, base: int, sums: Array
+) -> Index:
+    """Add a term to the sums of the block's documents; return where its next block begins."""
+    end = base + _BLOCK
+    i = np.uint64(at)
+    while i < np.uint64(stop) and postings[i] < end:
+        sums[np.uint64(postings[i] - base)] += weight * impacts[i]
+        i += np.uint64(1)
+    return np.int64(i)
+
+
+@njit(cache=True, nogil=True)
+def _add_listed(
+    weight: float, postings: Array, impacts: Array, at: Index, stop: int, base: int, sums: Array,
+    touched: Array, size: Index,
+) -> tuple[Index, Index]:  # fmt: skip
+    """Do as `_add`, and list the documents that had no sum; return also how many are listed."""
+    end = base + _BLOCK
+    i, size = np.uint64(at), np.uint64(size)
+    while i < np.uint64(stop) and postings[i] < end:
+        row = np.uint64(postings[i] - base)
+        known = sums[row] != -np.inf
+        touched[size] = row
+        size += np.uint64(not known)
+        sums[row] = (sums[row] if known else 0.0) + weight * impacts[i]
+        i += np.uint64(1)
+    return np.int64(i), np.int64(size)
+
+
+@njit(cache=True, nogil=True)
+def _add_rest(
+    weight: float, postings: Array, impacts: Array, at: Index, stop: int, base: int, sums: Array,
+    found: Array, size: int,
+) -> Index:  # fmt: skip
+    """Add a term to the sums of the found documents; return where its next block begins.
+
+    What it does to other documents' sums does not matter.
+    """
+    if size == 0:
+        return at
+    at += np.searchsorted(postings[at:stop], base)
+    end = at + np.searchsorted(postings[at:stop], base + _BLOCK)
+    if 8 * size > end - at:
+        return _add(weight, postings, impacts, at, end, base, sums)
+    for i in range(size):
+        row = base + found[i]
+        place = at + np.searchsorted(postings[at:end], row)
+        if place < end and postings[place] == row:
+            sums[found[i]] += weight * impacts[place]
+    return end
+
+
+@njit(cache=True, nogil=True)
+def _find(sums: Array, least: float, found: Array) -> int:
+    """List the documents whose sum is above 0 and at least `least`; return how many they are."""
+    size = 0
+    for part in range(_BLOCK // 64):  # 64 are compared at once, and mostly none is
+        some = 0
+        for i in range(64):
+            some += sums[64 * part + i] >= least
+        if some:
+            for i in range(64):
+                total = sums[64 * part + i]
+                found[size] = 64 * part + i
+                size += total >= least and total > 0
+    return size
+
+
+@njit(cache=True, nogil=True)
+def _left(found: Array, size: int, sums: Array, least: float, left: Array) -> int:
+    """List those of the found documents whose sum is at least `least`; return how many they are."""
     kept = 0
     for i in range(size):
-        row = touched[i]
-        if sums[row] < least:
-            sums[row] = -np.inf
-        else:
-            touched[kept] = row
-            kept += 1
+        left[kept] = found[i]
+        kept += sums[found[i]] >= least
     return kept
-
-
-@njit(cache=True, nogil=True)
-def _look_up(
-    weight: float, postings: Array, impacts: Array, touched: Array, size: int, sums: Array
-) -> None:
-    """Add a term to the sums of the touched documents that hold it, by binary search."""
-    for i in range(size):
-        row = touched[i]
-        place = np.searchsorted(postings, row)
-        if place < len(postings) and postings[place] == row:
-            sums[row] += weight * impacts[place]
-
-
-@njit(cache=True, nogil=True)
-def _add(
-    weight: float, postings: Array, impacts: Array,
-    touched: Array, size: int, sums: Array, closed: bool,
-) -> int:  # fmt: skip
-    """Add a term to its documents' sums, to new ones unless closed; return how many are touched."""
-    for i in range(len(postings)):
-        row = postings[i]
-        old = sums[row]
-        known = old > -np.inf
-        if closed and not known:
-            continue
-        touched[size] = row
-        size += not known
-        sums[row] = (old if known else 0.0) + weight * impacts[i]
-    return size
 
 
 @njit(cache=True, nogil=True)
 def search_segment(
     indptr: Array, postings: Array, impacts: Array, peaks: Array,
     query_terms: Array, query_weights: Array, query_indptr: Array, allowed: Array,
-    documents: int, part: int, parts: int, out_rows: Array, out_scores: Array,
+    documents: int, start: int, part: int, parts: int, all_rows: Array, all_scores: Array,
+    all_kept: Array,
 ) -> None:  # fmt: skip
-    """Score queries `part`, `part + parts`, … and write their best rows and scores.
+    """Score queries `part`, `part + parts`, … and offer a segment's documents to their best.
 
-    Terms are taken in the order of falling weight. Once a document that holds only the terms still
-    to come cannot reach the k best any more, no new document is taken in, and those that fell
-    behind are dropped: the "continue" strategy of Moffat and Zobel, 1996, with bounds (weight times
-    peak) that keep it exact. A negative weight, which BM25 Okapi may give, turns this off.
-
-    A query's term that no document here holds is -1; `out_rows` and `out_scores` have shape
-    [queries, k]; places without a hit keep row -1.
+    A query's term that no document here holds is -1. The segment's rows are counted from `start`.
+    `all_rows` and `all_scores`, shape [queries, k], hold the best so far, `all_kept` of them, in
+    heaps once they are k.
     """
-    sums = np.full(documents, -np.inf)  # -inf is untouched: a sum can be 0 or below
-    touched = np.empty(documents + 1, np.int32)
+    zeros, none = np.zeros(_BLOCK), np.full(_BLOCK, -np.inf)  # sums, as they are between blocks
+    touched, found = np.empty(_BLOCK + 1, np.int32), np.empty(_BLOCK + 1, np.int32)
     for query in range(part, len(query_indptr) - 1, parts):
         begin, end = query_indptr[query], query_indptr[query + 1]
         order = begin + np.argsort(-query_weights[begin:end], kind="mergesort")
-        rows, scores = out_rows[query], out_scores[query]
-        done, to_come, size, closed, exhaustive = 0.0, 0.0, 0, False, False
-        for at in order:
-            exhaustive |= query_weights[at] < 0
-            if query_terms[at] >= 0:
-                to_come += query_weights[at] * peaks[query_terms[at]] * 1.000001  # for rounding
-        for at in order:
-            term, weight = query_terms[at], query_weights[at]
-            if term < 0:
-                continue
-            start, stop = indptr[term], indptr[term + 1]
-            if not exhaustive and to_come < done and len(rows) <= size < stop - start:
-                full = _select(touched, size, sums, allowed, rows, scores) == len(rows)
-                if full and to_come < scores[0]:
-                    size, closed = _drop(touched, size, sums, scores[0] - to_come), True
-            if closed and 32 * size < stop - start:
-                _look_up(weight, postings[start:stop], impacts[start:stop], touched, size, sums)
+        order = order[query_terms[order] >= 0]
+        if len(order) == 0:
+            continue
+        terms, weights = query_terms[order], query_weights[order]
+        rest = np.zeros(len(terms) + 1)  # the most that the terms from here on add
+        for i in range(len(terms) - 1, -1, -1):
+            rest[i] = rest[i + 1] + weights[i] * peaks[terms[i]] * 1.000001  # for rounding
+        all_kept[query] = _search(
+            postings, impacts, indptr[terms], indptr[terms + 1], weights, rest, allowed, documents,
+            start, zeros, none, touched, found, all_rows[query], all_scores[query], all_kept[query],
+        )  # fmt: skip
+
+
+@njit(cache=True, nogil=True)
+def _search(
+    postings: Array, impacts: Array, at: Array, stop: Array, weights: Array, rest: Array,
+    allowed: Array, documents: int, start: int, zeros: Array, none: Array, touched: Array,
+    found: Array, rows: Array, scores: Array, kept: int,
+) -> int:  # fmt: skip
+    """Offer documents to one query's best; return how many it holds.
+
+    Documents are scored in blocks, and in a block term after term in the order of falling weight.
+    Documents that hold only the last terms are not looked for once they cannot reach the k best any
+    more, and others are dropped when they cannot: MaxScore (Turtle and Flood, 1995), with bounds
+    (weight times peak) that keep it exact. A weight that is not above 0, which BM25 Okapi may give,
+    turns this off.
+    """
+    positive, lengths = weights[-1] > 0, stop - at
+    # Documents that hold none of the first `needed` terms are not looked for. The next ones are
+    # added to all documents up to `summed`, and beyond to those that can still reach the best.
+    needed = summed = len(weights)
+    for base in range(0, documents, _BLOCK):
+        least = scores[0] if kept == len(rows) else -np.inf
+        while positive and needed > 0 and rest[needed - 1] < least:
+            needed -= 1
+        if needed == 0:
+            break
+        while summed > needed and rest[summed - 1] < _SHARE * least:
+            summed -= 1
+        dense = positive and 4 * lengths[:needed].sum() > documents
+        sums = zeros if dense else none
+        met = 0
+        for i in range(summed):
+            if dense or i >= needed:
+                at[i] = _add(weights[i], postings, impacts, at[i], stop[i], base, sums)
             else:
-                found, added = postings[start:stop], impacts[start:stop]
-                size = _add(weight, found, added, touched, size, sums, closed)
-            bound = weight * peaks[term] * 1.000001
-            done += bound
-            to_come -= bound
-        _sort(rows, scores, _select(touched, size, sums, allowed, rows, scores))
-        for i in range(size):
+                at[i], met = _add_listed(
+                    weights[i], postings, impacts, at[i], stop[i], base, sums, touched, met
+                )
+        if dense:
+            size = _find(sums, least - rest[summed], found)
+        else:
+            size = _left(touched, met, sums, least - rest[summed], found)
+        for i in range(summed, len(weights)):
+            at[i] = _add_rest(
+                weights[i], postings, impacts, at[i], stop[i], base, sums, found, size
+            )
+            size = _left(found, size, sums, least - rest[i + 1], found)
+        kept = _keep_best(found, size, base, start, sums, allowed, kept, rows, scores)
+        if dense:
+            sums[:] = 0.0
+        for i in range(met):
             sums[touched[i]] = -np.inf
+    return kept
+
+
+@njit(cache=True, nogil=True)
+def sort_best(all_rows: Array, all_scores: Array, all_kept: Array) -> None:
+    """Sort the documents that `search_segment` kept, best first."""
+    for query in range(len(all_kept)):
+        rows, scores, kept = all_rows[query], all_scores[query], all_kept[query]
+        if kept < len(rows):
+            _heapify(rows, scores, kept)
+        for end in range(kept - 1, 0, -1):
+            rows[0], rows[end] = rows[end], rows[0]
+            scores[0], scores[end] = scores[end], scores[0]
+            _sift(rows, scores, 0, end)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..errors import SettingsError
 from ..splitting import words
-from ._words import IN_WORDS, number_terms, number_words
+from ._counting import IN_WORDS, number_terms, number_words
 
 # Japanese and Chinese write no spaces between words: each of their characters is a term.
 _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"

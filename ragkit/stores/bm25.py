@@ -8,10 +8,11 @@ computed in double precision, term at a time, over the postings of the query's t
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import repeat
 from pathlib import Path
 from threading import Lock
 from typing import Literal, TypeAlias
@@ -198,13 +199,19 @@ class Bm25Store:
         if k < 1:
             raise SettingsError(f"k must be at least 1, not {k}")
         weights = [self._weights(text) for text in texts]
-        found = [
-            self._search_segment(place, weights, k, mask) for place in range(len(self._segments))
-        ]
-        all_rows, all_scores = found[0] if len(found) == 1 else _merge(found, len(texts), k)
+        k = min(k, self._live.held[-1])
+        rows = np.full((len(texts), k), -1, np.int64)
+        scores, kept = np.zeros((len(texts), k)), np.zeros(len(texts), np.int64)
+        for place in range(len(self._segments)):
+            self._search_segment(place, weights, mask, rows, scores, kept)
+        _postings.sort_best(rows, scores, kept)
         if self.settings.variant == "plus":
-            all_scores = [s + self._floor(w) for s, w in zip(all_scores, weights, strict=True)]
-        return all_rows, all_scores
+            scores += np.array([[self._floor(each)] for each in weights]).reshape(-1, 1)
+        rows = self._live.number_anywhere(rows)
+        return (
+            [row[:size] for row, size in zip(rows, kept, strict=True)],
+            [score[:size] for score, size in zip(scores, kept, strict=True)],
+        )
 
     def _weights(self, text: str) -> dict[str, float]:
         weights: dict[str, float] = {}
@@ -219,24 +226,28 @@ class Bm25Store:
         )
 
     def _search_segment(
-        self, place: int, weights: list[dict[str, float]], k: int, mask: NDArray[np.bool_] | None
-    ) -> tuple[list[Rows], list[Scores]]:
+        self,
+        place: int,
+        weights: list[dict[str, float]],
+        mask: NDArray[np.bool_] | None,
+        rows: Rows,
+        scores: Scores,
+        kept: Rows,
+    ) -> None:
+        """Offer a segment's documents to the best, which the last three hold."""
         segment, live = self._segments[place], self._live
-        numbers, factors, indptr = _postings.pack_queries(weights, segment.terms)
+        numbers, factors, indptr = _pack_queries(weights, segment.terms)
         self._weigh_postings(place, numbers)
         allowed = live.allowed(place, mask)
         allowed = np.empty(0, np.bool_) if allowed is None else allowed
-        k = min(k, len(segment.lengths))
-        rows = np.full((len(weights), k), -1, np.int64)
-        scores = np.zeros((len(weights), k))
         gain = 1.0 if self.settings.variant == "lucene" else self.settings.k1 + 1
         threads = min(self._threads or _default_threads(), max(1, len(weights) // 16))
 
         def work(part: int) -> None:
             _postings.search_segment(
                 segment.indptr, segment.rows, self._impacts[place], self._peaks[place],
-                numbers, factors * gain, indptr, allowed,
-                len(segment.lengths), part, threads, rows, scores,
+                numbers, factors * gain, indptr, allowed, len(segment.lengths), live.held[place],
+                part, threads, rows, scores, kept,
             )  # fmt: skip
 
         if threads == 1:
@@ -244,25 +255,20 @@ class Bm25Store:
         else:
             with ThreadPoolExecutor(threads) as pool:
                 list(pool.map(work, range(threads)))
-        sizes = (rows >= 0).sum(axis=1)
-        return (
-            [live.number(place, row[:size]) for row, size in zip(rows, sizes, strict=True)],
-            [score[:size] for score, size in zip(scores, sizes, strict=True)],
-        )
 
 
-def _merge(
-    found: Sequence[tuple[list[Rows], list[Scores]]], queries: int, k: int
-) -> tuple[list[Rows], list[Scores]]:
-    """Return the best `k` of each query's hits in all segments."""
-    all_rows, all_scores = [], []
-    for query in range(queries):
-        rows = np.concatenate([rows[query] for rows, _ in found] or [np.empty(0, np.int64)])
-        scores = np.concatenate([scores[query] for _, scores in found] or [np.empty(0)])
-        order = np.lexsort((rows, -scores))[:k]
-        all_rows.append(rows[order])
-        all_scores.append(scores[order])
-    return all_rows, all_scores
+def _pack_queries(
+    weights: Sequence[Mapping[str, float]], terms: Mapping[str, int]
+) -> tuple[Rows, Scores, Rows]:
+    """Return the queries' terms as numbers (-1: not in this segment), weights, and their places."""
+    numbers: list[int] = []
+    factors: list[float] = []
+    indptr = [0]
+    for weighted in weights:
+        numbers.extend(map(terms.get, weighted, repeat(-1)))
+        factors.extend(weighted.values())
+        indptr.append(len(numbers))
+    return np.array(numbers, np.int64), np.array(factors), np.array(indptr, np.int64)
 
 
 def _default_threads() -> int:

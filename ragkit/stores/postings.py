@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import IndexStateError
-from . import _postings
+from . import _counting
 from .analysis import Analyser, Vocabulary
 from .live import Rows
 
@@ -27,9 +27,9 @@ def write_postings(folder: Path, texts: Iterable[str], analyser: Analyser) -> No
     vocabulary = Vocabulary(analyser)
     numbers, lengths = vocabulary.number(texts)
     terms = vocabulary.terms
-    sizes = _postings.count_terms(numbers, lengths, len(terms))
+    sizes = _counting.count_terms(numbers, lengths, len(terms))
     indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])
-    rows, counts = _postings.fill_postings(numbers, lengths, indptr)
+    rows, counts = _counting.fill_postings(numbers, lengths, indptr)
     if not counts.size or counts.max() < 1 << 16:
         counts = counts.astype(np.uint16)
     folder.mkdir()
@@ -59,7 +59,7 @@ class Postings:
         if len(deleted):
             chosen = np.zeros(len(self.lengths), np.bool_)
             chosen[deleted] = True
-            self._deleted = _postings.count_chosen(self.indptr, self.rows, chosen)
+            self._deleted = _counting.count_chosen(self.indptr, self.rows, chosen)
             if len(self._deleted) != len(terms):
                 raise self.damaged()
             self.length -= int(self.lengths[deleted].sum(dtype=np.int64))

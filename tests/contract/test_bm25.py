@@ -260,6 +260,43 @@ def test_a_mask_gives_the_best_of_the_allowed(sample, sample_index, variant):
     assert nothing[0][0].tolist() == []
 
 
+@pytest.fixture(scope="module")
+def many():
+    """Some blocks of documents, and how often each of 200 terms stands in them."""
+    random = np.random.default_rng(3)
+    shares = 1 / np.arange(2, 202)
+    counts = random.poisson(6 * shares / shares.sum(), (30_000, 200))
+    texts = [" ".join(f"t{t}" for t in np.repeat(np.arange(200), row)) for row in counts]
+    return texts, counts
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_best_of_many_blocks_are_those_of_all_scores(many, tmp_path, variant, masked):
+    texts, counts = many
+    chosen = Bm25Settings(variant)
+    store = store_of(tmp_path, [texts[:11_000], texts[11_000:]], chosen, PLAIN)
+    if variant == "lucene":
+        lengths, n = counts.sum(axis=1), (counts > 0).sum(axis=0)
+        impacts = counts / (counts + 1.2 * (0.25 + 0.75 * lengths / lengths.mean())[:, None])
+        expected = impacts @ np.log(1 + (len(texts) - n + 0.5) / (n + 0.5))
+        everything = store.scores(" ".join(f"t{t}" for t in range(200)))
+        np.testing.assert_allclose(everything, expected, atol=1e-9)
+    random = np.random.default_rng(4)
+    mask = random.random(len(texts)) < 0.1 if masked else None
+    asked = [[150], [0], [3, 190], [0, 1, 2], [5, 60, 120, 180], list(range(0, 200, 5))]
+    asked += [random.choice(200, size).tolist() for size in (2, 3, 4, 6, 9, 20, 40) * 3]
+    queries = [" ".join(f"t{t}" for t in terms) for terms in asked]
+    allowed = np.ones(len(texts), np.bool_) if mask is None else mask
+    everything = [store.search([query], len(texts), mask) for query in queries]
+    for k in (1, 10, 100):
+        found, scores = store.search(queries, k, mask)
+        for i, ((rows,), (all_scores,)) in enumerate(everything):
+            assert found[i].tolist() == rows[:k].tolist()
+            assert scores[i].tolist() == all_scores[:k].tolist()
+            assert allowed[found[i]].all()
+
+
 @pytest.mark.parametrize("cut", [0, 30])
 def test_ties_stand_in_row_order(tmp_path, cut):
     texts = [t for n in range(25) for t in ("same words", f"other{n}", f"same words t{n}")]
@@ -505,9 +542,9 @@ def test_the_index_searches_with_the_analyser_it_was_built_with(tmp_path):
     assert index.bm25.search(["Katze"], 2)[0][0].tolist() == [0]
 
 
-@pytest.mark.parametrize("row", [-1, 3, 2**31 - 1])
+@pytest.mark.parametrize("row", [-1, 3, 2**31 - 1, 0, 1])  # of "lead", in rows 1 and 2
 @pytest.mark.parametrize("deleted", [(), (0,)])
-def test_postings_of_no_document_are_refused(tmp_path, row, deleted):
+def test_postings_of_no_document_or_out_of_order_are_refused(tmp_path, row, deleted):
     """Compiled loops check no bounds of their own."""
     write_postings(tmp_path / "bm25", ["tin", "tin lead", "lead"], Analyser())
     file = tmp_path / "bm25" / "rows.npy"
@@ -517,6 +554,16 @@ def test_postings_of_no_document_are_refused(tmp_path, row, deleted):
     gone = [np.array(deleted, np.int64)] if deleted else ()
     with pytest.raises(IndexStateError, match="do not fit"):
         Bm25Store([tmp_path / "bm25"], Analyser(), deleted=gone).search(["tin lead"], 2)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("name", ["counts", "lengths"])
+def test_frequencies_and_lengths_that_cannot_be_are_refused(tmp_path, name, variant):
+    write_postings(tmp_path / "bm25", ["tin", "tin lead", "lead"], Analyser())
+    file = tmp_path / "bm25" / f"{name}.npy"
+    np.save(file, np.zeros_like(np.load(file)))
+    with pytest.raises(IndexStateError, match="do not fit"):
+        Bm25Store([tmp_path / "bm25"], Analyser(), Bm25Settings(variant, b=1.0)).search(["tin"], 2)
 
 
 @pytest.mark.parametrize("name", ["indptr", "rows", "counts", "lengths"])

@@ -1,4 +1,4 @@
-"""The compiled loops that number words: bytes in, numbers out, no object a word."""
+"""The compiled loops under BM25's build: numbering words, counting terms, filling postings."""
 
 from __future__ import annotations
 
@@ -134,3 +134,68 @@ def number_terms(words: Array, counts: Array, term_of: Array) -> Array:
             found += term >= 0
         counts[row] = found - before
     return terms[:found]
+
+
+@njit(cache=True, nogil=True)
+def count_terms(numbers: Array, lengths: Array, terms: int) -> Array:
+    """Return in how many documents each term occurs, shape [terms]."""
+    sizes = np.zeros(terms, np.int64)
+    last = np.full(terms, -1, np.int64)
+    position = 0
+    for row in range(len(lengths)):
+        for _ in range(lengths[row]):
+            term = numbers[position]
+            position += 1
+            if last[term] != row:
+                last[term] = row
+                sizes[term] += 1
+    return sizes
+
+
+@njit(cache=True, nogil=True)
+def fill_postings(numbers: Array, lengths: Array, indptr: Array) -> tuple[Array, Array]:
+    """Return the postings' rows and frequencies, each of shape [postings]."""
+    rows = np.empty(indptr[-1], np.int32)
+    counts = np.zeros(indptr[-1], np.int32)
+    ends = indptr[:-1].copy()
+    position = 0
+    for row in range(len(lengths)):
+        for _ in range(lengths[row]):
+            term = numbers[position]
+            position += 1
+            end = ends[term]
+            if end > indptr[term] and rows[end - 1] == row:
+                counts[end - 1] += 1
+            else:
+                rows[end] = row
+                counts[end] = 1
+                ends[term] = end + 1
+    return rows, counts
+
+
+@njit(cache=True, nogil=True)
+def count_chosen(indptr: Array, postings: Array, chosen: Array) -> Array:
+    """Return in how many of the chosen documents each term occurs, shape [terms].
+
+    Shape [0], if postings do not `fit`.
+    """
+    sizes = np.zeros(len(indptr) - 1, np.int64)
+    for term in range(len(sizes)):
+        if not fit(indptr[term], indptr[term + 1], postings, len(chosen)):
+            return sizes[:0]
+        for i in range(indptr[term], indptr[term + 1]):
+            sizes[term] += chosen[postings[i]]
+    return sizes
+
+
+@njit(cache=True, nogil=True)
+def fit(start: int, stop: int, postings: Array, documents: int) -> bool:
+    """Tell whether there are such postings, of documents, in their order: files can be damaged, and
+    nothing else would keep a loop from reading and writing beyond its arrays."""
+    if not 0 <= start <= stop <= len(postings):
+        return False
+    fits, last = True, -1
+    for i in range(start, stop):
+        fits &= last < postings[i] < documents
+        last = postings[i]
+    return fits
