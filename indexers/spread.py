@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from ragkit.stores.embeddings import DocumentEncoder
 
 Load = Callable[[], "DocumentEncoder"]
+_HOST_AND_PORT = re.compile(r"(?:\w+://)?\[?(?P<host>[^/\[\]]+)\]?:(?P<port>\d+)/?")
+_SECONDS = 10  # in which a cluster's head must answer
 _ATTEMPTS = 3  # at a segment whose worker is killed
 _KINDS = {each.__name__: each for each in (DataError, IndexStateError, ModelError, SettingsError)}
 
@@ -153,8 +157,10 @@ class _Spread:
 def _begin(ray: Any, address: str) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
+        if place := _HOST_AND_PORT.fullmatch(address):  # where nobody listens, Ray tries for ever
+            socket.create_connection((place["host"], int(place["port"])), _SECONDS).close()
         ray.init(address, **quiet, **({"include_dashboard": False} if address == "local" else {}))
-    except (ConnectionError, ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, OverflowError, RuntimeError) as error:
         raise SettingsError(
             f"--ray {address}: cannot be reached ({error}). Give the address of a cluster, such as "
             "auto or ray://head:10001, or local."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from ragkit.indexers.__main__ import app
-from ragkit.indexers.spread import Cluster, _cores, ray_cluster
+from ragkit.indexers.spread import Cluster, _begin, _cores, ray_cluster
 
 import ragkit.stores.limits
 from ragkit.console import run
@@ -220,6 +221,15 @@ def test_what_a_worker_refuses_is_told_and_nothing_is_left(
     ):
         with pytest.raises(SettingsError, match=seen), ray_cluster("local", workers):
             pass
+
+
+@pytest.mark.parametrize("form", ["{}", "ray://{}", "ray://{}/"])
+def test_a_cluster_that_nobody_runs_is_told_at_once(form: str) -> None:
+    with socket.socket() as free:  # bound, and not listening
+        free.bind(("127.0.0.1", 0))
+        address = form.format(f"127.0.0.1:{free.getsockname()[1]}")
+        with pytest.raises(SettingsError, match="cannot be reached"):
+            _begin(None, address)
 
 
 @pytest.mark.parametrize(

@@ -14,23 +14,24 @@ IN_WORDS = np.zeros(256, np.bool_)
 IN_WORDS[[*range(ord("0"), ord("9") + 1), *range(ord("a"), ord("z") + 1), ord("_")]] = True
 IN_WORDS[128:] = True
 
-_PRIME = np.uint64(0x100000001B3)
+_PRIME = np.uint64((1 << 31) - 1)
 
 
 @njit(cache=True, nogil=True)
 def number_words(
-    text: Array, ends: Array, in_words: Array, seed: np.uint64,
+    text: Array, ends: Array, in_words: Array, key: np.uint64,
     slots: Array, known: Array, known_ends: Array,
 ) -> tuple[Array, Array, Array, Array, Array]:  # fmt: skip
     """Number the words of texts; a new word gets the next number.
 
-    The hash is FNV-1a (Fowler, Noll and Vo) from a seed, in a table of open addresses.
+    The table has open addresses, and the hash is a polynomial of the bytes modulo 2³¹ - 1 (Carter
+    and Wegman, 1979): who does not know the key cannot choose words that share one.
 
     Args:
         text: the texts' bytes, one after the other.
         ends: where each text ends in them.
         in_words: which bytes are part of a word, shape [256].
-        seed: where hashes begin.
+        key: the polynomial's variable, drawn from 2 … 2³¹ - 2.
         slots: the table: word numbers, -1 where none is; its size is a power of two.
         known: the bytes of the known words, one after the other.
         known_ends: where each known word ends in them.
@@ -43,7 +44,6 @@ def number_words(
     counts = np.empty(len(ends), np.int64)
     words = len(known_ends)
     used = known_ends[words - 1] if words else 0
-    known_ends = _longer(known_ends, words)
     found = at = 0
     for row in range(len(ends)):
         before, end = found, ends[row]
@@ -51,11 +51,10 @@ def number_words(
             if not in_words[text[at]]:
                 at += 1
                 continue
-            start, hashed = at, seed
+            start = at
             while at < end and in_words[text[at]]:
-                hashed = (hashed ^ text[at]) * _PRIME
                 at += 1
-            slot = _slot(hashed, text, start, at, slots, known, known_ends)
+            slot = _slot(key, text, start, at, slots, known, known_ends)
             if slots[slot] < 0:
                 size = at - start
                 if used + size > len(known):
@@ -69,7 +68,7 @@ def number_words(
                 words += 1
                 numbers[found] = words - 1
                 if 2 * words > len(slots):
-                    slots = _rebuilt(2 * len(slots), seed, known, known_ends[:words])
+                    slots = _rebuilt(2 * len(slots), key, known, known_ends[:words])
             else:
                 numbers[found] = slots[slot]
             found += 1
@@ -79,12 +78,16 @@ def number_words(
 
 @njit(cache=True, nogil=True)
 def _slot(
-    hashed: np.uint64, text: Array, start: int, end: int,
+    key: np.uint64, text: Array, start: int, end: int,
     slots: Array, known: Array, known_ends: Array,
 ) -> np.uint64:  # fmt: skip
     """Return the place in the table of a word, `text[start:end]`, or the free one for it."""
+    hashed = np.uint64(1)
+    for i in range(start, end):  # below 2³² all the time, so that the product fits in 64 bits
+        hashed = hashed * key + np.uint64(text[i])
+        hashed = (hashed & _PRIME) + (hashed >> np.uint64(31))
     last = np.uint64(len(slots) - 1)
-    slot = (hashed ^ (hashed >> np.uint64(29))) & last
+    slot = hashed % _PRIME & last
     while slots[slot] >= 0:
         number = slots[slot]
         first = known_ends[number - 1] if number else 0
@@ -100,14 +103,12 @@ def _slot(
 
 
 @njit(cache=True, nogil=True)
-def _rebuilt(size: int, seed: np.uint64, known: Array, known_ends: Array) -> Array:
+def _rebuilt(size: int, key: np.uint64, known: Array, known_ends: Array) -> Array:
     slots = np.full(size, -1, np.int32)
     start = 0
     for number in range(len(known_ends)):
-        hashed, end = seed, known_ends[number]
-        for i in range(start, end):
-            hashed = (hashed ^ known[i]) * _PRIME
-        slots[_slot(hashed, known, start, end, slots, known, known_ends)] = number
+        end = known_ends[number]
+        slots[_slot(key, known, start, end, slots, known, known_ends)] = number
         start = end
     return slots
 

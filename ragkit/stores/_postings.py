@@ -18,7 +18,10 @@ Array = Any  # numba's loops take arrays of several element types
 Index = Any  # and indices of both signs
 
 _BLOCK = 1 << 13  # documents that are scored at once: their sums stay in the cache
-_SHARE = 0.5  # of the least score of the k best
+# Non-essential terms are added to all documents until those to come add less than this share of the
+# least score of the k best: then few documents are left, and each is looked up in their postings.
+_SHARE = 0.5
+_ROUNDING = 1e-9  # of a score: more than what adding the parts of a sum in turn may lose
 
 
 @njit(cache=True, nogil=True)
@@ -52,15 +55,15 @@ def _heapify(rows: Array, scores: Array, size: int) -> None:
 
 @njit(cache=True, nogil=True)
 def _keep_best(
-    found: Array, size: int, base: int, start: int, sums: Array, allowed: Array,
+    candidates: Array, size: int, base: int, start: int, sums: Array, floor: float, allowed: Array,
     kept: int, rows: Array, scores: Array,
 ) -> int:  # fmt: skip
-    """Offer the found documents to the best, a heap once it is full; return how many it holds."""
+    """Offer candidates to the best, a heap once it is full; return how many it holds."""
     k = len(rows)
     for i in range(size):
-        if len(allowed) > 0 and not allowed[base + found[i]]:
+        if len(allowed) > 0 and not allowed[base + candidates[i]]:
             continue
-        row, score = start + base + found[i], sums[found[i]]
+        row, score = start + base + candidates[i], floor + sums[candidates[i]]
         if kept < k:
             rows[kept], scores[kept] = row, score
             kept += 1
@@ -140,11 +143,11 @@ def _add_listed(
 
 
 @njit(cache=True, nogil=True)
-def _add_rest(
+def _add_to_candidates(
     weight: float, postings: Array, impacts: Array, at: Index, stop: int, base: int, sums: Array,
-    found: Array, size: int,
+    candidates: Array, size: int,
 ) -> Index:  # fmt: skip
-    """Add a term to the sums of the found documents; return where its next block begins.
+    """Add a term to the sums of the candidates; return where its next block begins.
 
     What it does to other documents' sums does not matter.
     """
@@ -155,15 +158,15 @@ def _add_rest(
     if 8 * size > end - at:
         return _add(weight, postings, impacts, at, end, base, sums)
     for i in range(size):
-        row = base + found[i]
+        row = base + candidates[i]
         place = at + np.searchsorted(postings[at:end], row)
         if place < end and postings[place] == row:
-            sums[found[i]] += weight * impacts[place]
+            sums[candidates[i]] += weight * impacts[place]
     return end
 
 
 @njit(cache=True, nogil=True)
-def _find(sums: Array, least: float, found: Array) -> int:
+def _find(sums: Array, least: float, candidates: Array) -> int:
     """List the documents whose sum is above 0 and at least `least`; return how many they are."""
     size = 0
     for part in range(_BLOCK // 64):  # 64 are compared at once, and mostly none is
@@ -173,36 +176,45 @@ def _find(sums: Array, least: float, found: Array) -> int:
         if some:
             for i in range(64):
                 total = sums[64 * part + i]
-                found[size] = 64 * part + i
+                candidates[size] = 64 * part + i
                 size += total >= least and total > 0
     return size
 
 
 @njit(cache=True, nogil=True)
-def _left(found: Array, size: int, sums: Array, least: float, left: Array) -> int:
-    """List those of the found documents whose sum is at least `least`; return how many they are."""
+def _drop(candidates: Array, size: int, sums: Array, least: float, left: Array) -> int:
+    """List the candidates whose sum is at least `least`; return how many are left."""
     kept = 0
     for i in range(size):
-        left[kept] = found[i]
-        kept += sums[found[i]] >= least
+        left[kept] = candidates[i]
+        kept += sums[candidates[i]] >= least
     return kept
+
+
+@njit(cache=True, nogil=True)
+def _least(scores: Array, kept: int, floor: float) -> float:
+    """Return what a document's terms must add up to, at least, to be one of the best."""
+    if kept < len(scores):
+        return -np.inf
+    return float(scores[0] - floor - _ROUNDING * abs(scores[0]))
 
 
 @njit(cache=True, nogil=True)
 def search_segment(
     indptr: Array, postings: Array, impacts: Array, peaks: Array,
-    query_terms: Array, query_weights: Array, query_indptr: Array, allowed: Array,
+    query_terms: Array, query_weights: Array, query_indptr: Array, floors: Array, allowed: Array,
     documents: int, start: int, part: int, parts: int, all_rows: Array, all_scores: Array,
     all_kept: Array,
 ) -> None:  # fmt: skip
     """Score queries `part`, `part + parts`, … and offer a segment's documents to their best.
 
-    A query's term that no document here holds is -1. The segment's rows are counted from `start`.
+    A query's term that no document here holds is -1, and its floor is added to all scores. The
+    segment's rows are counted from `start`.
     `all_rows` and `all_scores`, shape [queries, k], hold the best so far, `all_kept` of them, in
     heaps once they are k.
     """
     zeros, none = np.zeros(_BLOCK), np.full(_BLOCK, -np.inf)  # sums, as they are between blocks
-    touched, found = np.empty(_BLOCK + 1, np.int32), np.empty(_BLOCK + 1, np.int32)
+    touched, candidates = np.empty(_BLOCK + 1, np.int32), np.empty(_BLOCK + 1, np.int32)
     for query in range(part, len(query_indptr) - 1, parts):
         begin, end = query_indptr[query], query_indptr[query + 1]
         order = begin + np.argsort(-query_weights[begin:end], kind="mergesort")
@@ -210,40 +222,40 @@ def search_segment(
         if len(order) == 0:
             continue
         terms, weights = query_terms[order], query_weights[order]
-        rest = np.zeros(len(terms) + 1)  # the most that the terms from here on add
+        bounds = np.zeros(len(terms) + 1)  # the most that the terms from here on add
         for i in range(len(terms) - 1, -1, -1):
-            rest[i] = rest[i + 1] + weights[i] * peaks[terms[i]] * 1.000001  # for rounding
+            bounds[i] = bounds[i + 1] + weights[i] * peaks[terms[i]]
         all_kept[query] = _search(
-            postings, impacts, indptr[terms], indptr[terms + 1], weights, rest, allowed, documents,
-            start, zeros, none, touched, found, all_rows[query], all_scores[query], all_kept[query],
+            postings, impacts, indptr[terms], indptr[terms + 1], weights, bounds, floors[query],
+            allowed, documents, start, zeros, none, touched, candidates,
+            all_rows[query], all_scores[query], all_kept[query],
         )  # fmt: skip
 
 
 @njit(cache=True, nogil=True)
 def _search(
-    postings: Array, impacts: Array, at: Array, stop: Array, weights: Array, rest: Array,
-    allowed: Array, documents: int, start: int, zeros: Array, none: Array, touched: Array,
-    found: Array, rows: Array, scores: Array, kept: int,
+    postings: Array, impacts: Array, at: Array, stop: Array, weights: Array, bounds: Array,
+    floor: float, allowed: Array, documents: int, start: int, zeros: Array, none: Array,
+    touched: Array, candidates: Array, rows: Array, scores: Array, kept: int,
 ) -> int:  # fmt: skip
     """Offer documents to one query's best; return how many it holds.
 
     Documents are scored in blocks, and in a block term after term in the order of falling weight.
     Documents that hold only the last terms are not looked for once they cannot reach the k best any
-    more, and others are dropped when they cannot: MaxScore (Turtle and Flood, 1995), with bounds
-    (weight times peak) that keep it exact. A weight that is not above 0, which BM25 Okapi may give,
-    turns this off.
+    more, and others are dropped when they cannot: MaxScore (Turtle and Flood, 1995), whose upper
+    bounds (weight times peak) keep it exact. A weight that is not above 0, which BM25 Okapi may
+    give, turns this off.
     """
     positive, lengths = weights[-1] > 0, stop - at
-    # Documents that hold none of the first `needed` terms are not looked for. The next ones are
-    # added to all documents up to `summed`, and beyond to those that can still reach the best.
+    # Of the terms, the first `needed` are essential: documents without them are not looked for.
     needed = summed = len(weights)
     for base in range(0, documents, _BLOCK):
-        least = scores[0] if kept == len(rows) else -np.inf
-        while positive and needed > 0 and rest[needed - 1] < least:
+        least = _least(scores, kept, floor)
+        while positive and needed > 0 and bounds[needed - 1] < least:
             needed -= 1
         if needed == 0:
             break
-        while summed > needed and rest[summed - 1] < _SHARE * least:
+        while summed > needed and bounds[summed - 1] < _SHARE * least:
             summed -= 1
         dense = positive and 4 * lengths[:needed].sum() > documents
         sums = zeros if dense else none
@@ -256,15 +268,15 @@ def _search(
                     weights[i], postings, impacts, at[i], stop[i], base, sums, touched, met
                 )
         if dense:
-            size = _find(sums, least - rest[summed], found)
+            size = _find(sums, least - bounds[summed], candidates)
         else:
-            size = _left(touched, met, sums, least - rest[summed], found)
+            size = _drop(touched, met, sums, least - bounds[summed], candidates)
         for i in range(summed, len(weights)):
-            at[i] = _add_rest(
-                weights[i], postings, impacts, at[i], stop[i], base, sums, found, size
+            at[i] = _add_to_candidates(
+                weights[i], postings, impacts, at[i], stop[i], base, sums, candidates, size
             )
-            size = _left(found, size, sums, least - rest[i + 1], found)
-        kept = _keep_best(found, size, base, start, sums, allowed, kept, rows, scores)
+            size = _drop(candidates, size, sums, least - bounds[i + 1], candidates)
+        kept = _keep_best(candidates, size, base, start, sums, floor, allowed, kept, rows, scores)
         if dense:
             sums[:] = 0.0
         for i in range(met):

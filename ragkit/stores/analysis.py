@@ -150,8 +150,8 @@ class Vocabulary:
         self._numbers: dict[str, int] = {}
         self._stopwords = _stop_words(analyser.stopwords)
         self._stemmer = Stemmer.Stemmer(analyser.stemmer) if analyser.stemmer else None
-        # Which words share a slot must not be known to who writes documents.
-        self._seed = np.uint64(secrets.randbits(64))
+        # Which words share a place in the table must not be known to who writes documents.
+        self._key = np.uint64(2 + secrets.randbelow((1 << 31) - 3))
         self._slots = np.full(1 << 12, -1, np.int32)
         self._known = np.empty(0, np.uint8)
         self._known_ends = np.empty(0, np.int64)
@@ -180,7 +180,7 @@ class Vocabulary:
     ) -> None:
         before = len(self._known_ends)
         words, counts, self._slots, self._known, self._known_ends = number_words(
-            np.frombuffer(block, np.uint8), np.frombuffer(ends, np.int64), IN_WORDS, self._seed,
+            np.frombuffer(block, np.uint8), np.frombuffer(ends, np.int64), IN_WORDS, self._key,
             self._slots, self._known, self._known_ends,
         )  # fmt: skip
         self._add_words(before)

@@ -2,7 +2,7 @@
 
 Postings hold raw term frequencies, so k1, b, delta and the variant are choices of the search, not
 of the build, and the statistics of all segments are combined when the store opens. Scores are
-computed in double precision, term at a time, over the postings of the query's terms only.
+computed in double precision, over the postings of the query's terms only.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from .postings import Postings
 Variant: TypeAlias = Literal["lucene", "okapi", "l", "plus"]
 Scores: TypeAlias = NDArray[np.float64]
 
+_GREATEST = 2.0**62  # of a parameter: no sum of scores overflows
 _DELTA = {"lucene": 0.0, "okapi": 0.0, "l": 0.5, "plus": 1.0}
 
 
@@ -60,12 +61,16 @@ class Bm25Settings:
         """Refuse parameters out of range.
 
         Raises:
-            SettingsError: an unknown variant, k1 not above 0, b outside 0…1, delta below 0.
+            SettingsError: an unknown variant, k1 not above 0, b outside 0…1, delta below 0, any of
+                them or epsilon not finite or beyond 2⁶².
         """
         if self.variant not in _DELTA:
             raise SettingsError(
                 f"unknown BM25 variant {self.variant!r}; known: {', '.join(_DELTA)}"
             )
+        for name in ("k1", "b", "delta", "epsilon"):
+            if not abs(getattr(self, name) or 0.0) < _GREATEST:  # NaN is no less either
+                raise SettingsError(f"{name} must be a number below 2⁶², not {getattr(self, name)}")
         if not self.k1 > 0:
             raise SettingsError(f"k1 must be above 0, not {self.k1}")
         if not 0 <= self.b <= 1:
@@ -83,10 +88,10 @@ class Bm25Store:
     """BM25 over the postings of one or several segments.
 
     Statistics, scores and rows are those of live documents alone, as if postings held no others;
-    `deleted` holds the others' rows within each segment.
+    where `live` is not given, all are.
 
     Raises:
-        IndexStateError: the postings do not fit together.
+        IndexStateError: the postings do not fit together, or not the live documents.
     """
 
     def __init__(
@@ -95,16 +100,19 @@ class Bm25Store:
         analyser: Analyser,
         settings: Bm25Settings | None = None,
         *,
-        deleted: Sequence[Rows] = (),
+        live: Live | None = None,
         threads: int | None = None,
     ) -> None:
         self.analyser = analyser
         self.settings = settings or Bm25Settings()
-        none = [np.empty(0, np.int64) for _ in folders]
-        pairs = zip(folders, deleted or none, strict=True)
+        deleted = live.deleted if live else [np.empty(0, np.int64) for _ in folders]
+        pairs = zip(folders, deleted, strict=True)
         self._segments = [Postings(folder, rows) for folder, rows in pairs]
         self._threads = threads
-        self._live = Live([len(segment.lengths) for segment in self._segments], deleted)
+        self._live = live or Live([len(segment.lengths) for segment in self._segments])
+        for segment, size in zip(self._segments, self._live.sizes, strict=True):
+            if len(segment.lengths) != size:
+                raise segment.damaged()
         total = sum(segment.length for segment in self._segments)
         self._average = total / len(self) if total else 1.0
         self._lock = Lock()
@@ -194,19 +202,19 @@ class Bm25Store:
             The hits' rows and their scores, an array each per query, best first.
 
         Raises:
-            SettingsError: `k` is below 1.
+            SettingsError: `k` is below 1, or the mask is of other documents.
         """
         if k < 1:
             raise SettingsError(f"k must be at least 1, not {k}")
+        if mask is not None and len(mask) != len(self):
+            raise SettingsError(f"a mask of {len(mask)} documents, of which there are {len(self)}")
         weights = [self._weights(text) for text in texts]
-        k = min(k, self._live.held[-1])
+        k = min(k, len(self))
         rows = np.full((len(texts), k), -1, np.int64)
         scores, kept = np.zeros((len(texts), k)), np.zeros(len(texts), np.int64)
         for place in range(len(self._segments)):
             self._search_segment(place, weights, mask, rows, scores, kept)
         _postings.sort_best(rows, scores, kept)
-        if self.settings.variant == "plus":
-            scores += np.array([[self._floor(each)] for each in weights]).reshape(-1, 1)
         rows = self._live.number_anywhere(rows)
         return (
             [row[:size] for row, size in zip(rows, kept, strict=True)],
@@ -240,14 +248,15 @@ class Bm25Store:
         self._weigh_postings(place, numbers)
         allowed = live.allowed(place, mask)
         allowed = np.empty(0, np.bool_) if allowed is None else allowed
+        floors = np.array([self._floor(each) for each in weights])
         gain = 1.0 if self.settings.variant == "lucene" else self.settings.k1 + 1
         threads = min(self._threads or _default_threads(), max(1, len(weights) // 16))
 
         def work(part: int) -> None:
             _postings.search_segment(
                 segment.indptr, segment.rows, self._impacts[place], self._peaks[place],
-                numbers, factors * gain, indptr, allowed, len(segment.lengths), live.held[place],
-                part, threads, rows, scores, kept,
+                numbers, factors * gain, indptr, floors, allowed, len(segment.lengths),
+                live.held[place], part, threads, rows, scores, kept,
             )  # fmt: skip
 
         if threads == 1:

@@ -92,11 +92,11 @@ def check_document(document: Document) -> None:
     Raises:
         DataError: id or text is empty or no string, the title no string, the metadata no mapping.
     """
-    parts = {"id": document.id, "text": document.text, "title": document.title}
-    for name, value in parts.items():
+    for name in ("id", "text", "title"):
+        value = getattr(document, name)
         if not isinstance(value, str):
             raise DataError(f"document {document.id!r}: its {name} is {value!r}, not a string")
-        if not value.strip() and name != "title":
+        if name != "title" and not value.strip():
             raise DataError(f"document {document.id!r}: its {name} is empty")
     if not isinstance(document.metadata, Mapping):
         raise DataError(f"document {document.id!r}: its metadata is {document.metadata!r}, no dict")

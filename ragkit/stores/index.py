@@ -193,7 +193,7 @@ class Index:
             analyser = Analyser.from_json(self.manifest["analyser"])
             settings = Bm25Settings(**self.manifest["bm25"])
             folders = [folder / "bm25" for folder in self.folders]
-            return Bm25Store(folders, analyser, settings, deleted=self.live.deleted)
+            return Bm25Store(folders, analyser, settings, live=self.live)
 
         return self._opened(load)
 

@@ -1,6 +1,7 @@
 """BM25 by value: against rank_bm25, and against the formulas."""
 
 import gzip
+import itertools
 import json
 import math
 import re
@@ -19,9 +20,11 @@ import ragkit.stores.analysis
 import ragkit.stores.limits
 from ragkit.errors import DataError, IndexStateError, SettingsError
 from ragkit.retrievers import Bm25Retriever
+from ragkit.stores._counting import _slot
 from ragkit.stores.analysis import Analyser, Vocabulary
 from ragkit.stores.bm25 import Bm25Settings, Bm25Store
 from ragkit.stores.index import Index
+from ragkit.stores.live import Live
 from ragkit.stores.memory import MemoryIndex
 from ragkit.stores.postings import write_postings
 from ragkit.types import Document, Query
@@ -42,13 +45,13 @@ def build(path, texts, analyser=PLAIN, settings=None):
     return Index.build(path, documents, stores=("bm25",), analyser=analyser, bm25=settings)
 
 
-def store_of(folder, parts, settings, analyser=PLAIN):
+def store_of(folder, parts, settings, analyser=PLAIN, live=None):
     """A store over segments that are written straight to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     folders = [folder / str(place) for place in range(len(parts))]
     for path, texts in zip(folders, parts, strict=True):
         write_postings(path, texts, analyser)
-    return Bm25Store(folders, analyser, settings)
+    return Bm25Store(folders, analyser, settings, live=live)
 
 
 def reference(settings, terms):
@@ -270,31 +273,47 @@ def many():
     return texts, counts
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "chosen",
+    [*map(Bm25Settings, VARIANTS), Bm25Settings("okapi", 1.2, epsilon=-0.3),
+     Bm25Settings("okapi", 1.2, b=0.0, epsilon=5e-17)], ids=str,
+)  # fmt: skip
 @pytest.mark.parametrize("masked", [False, True])
-def test_the_best_of_many_blocks_are_those_of_all_scores(many, tmp_path, variant, masked):
+@pytest.mark.parametrize("deleted", [False, True])
+def test_the_best_of_many_blocks_are_those_of_all_scores(many, tmp_path, chosen, masked, deleted):
     texts, counts = many
-    chosen = Bm25Settings(variant)
-    store = store_of(tmp_path, [texts[:11_000], texts[11_000:]], chosen, PLAIN)
-    if variant == "lucene":
-        lengths, n = counts.sum(axis=1), (counts > 0).sum(axis=0)
-        impacts = counts / (counts + 1.2 * (0.25 + 0.75 * lengths / lengths.mean())[:, None])
-        expected = impacts @ np.log(1 + (len(texts) - n + 0.5) / (n + 0.5))
-        everything = store.scores(" ".join(f"t{t}" for t in range(200)))
-        np.testing.assert_allclose(everything, expected, atol=1e-9)
     random = np.random.default_rng(4)
-    mask = random.random(len(texts)) < 0.1 if masked else None
+    gone = [np.flatnonzero(random.random(size) < 0.3 * deleted) for size in (11_000, 19_000)]
+    live = Live([11_000, 19_000], gone)
+    store = store_of(tmp_path, [texts[:11_000], texts[11_000:]], chosen, PLAIN, live)
+    kept = np.delete(counts, np.concatenate([gone[0], gone[1] + 11_000]), axis=0)
+    mask = random.random(len(store)) < 0.1 if masked else None
     asked = [[150], [0], [3, 190], [0, 1, 2], [5, 60, 120, 180], list(range(0, 200, 5))]
     asked += [random.choice(200, size).tolist() for size in (2, 3, 4, 6, 9, 20, 40) * 3]
     queries = [" ".join(f"t{t}" for t in terms) for terms in asked]
-    allowed = np.ones(len(texts), np.bool_) if mask is None else mask
-    everything = [store.search([query], len(texts), mask) for query in queries]
+    allowed = np.ones(len(store), np.bool_) if mask is None else mask
+    everything = [store.search([query], len(store), mask) for query in queries]
+    for query, terms, ((rows,), (scores,)) in zip(queries, asked, everything, strict=True):
+        expected = by_formula(kept[:, terms], kept.sum(axis=1), chosen, store, query.split())
+        np.testing.assert_allclose(scores, expected[rows], rtol=1e-9, atol=1e-12)
+        assert set(rows) == set(np.flatnonzero(kept[:, terms].any(axis=1) & allowed))
+        assert rows.tolist() == rows[np.lexsort((rows, -scores))].tolist()
     for k in (1, 10, 100):
-        found, scores = store.search(queries, k, mask)
-        for i, ((rows,), (all_scores,)) in enumerate(everything):
+        found, best = store.search(queries, k, mask)
+        for i, ((rows,), (scores,)) in enumerate(everything):
             assert found[i].tolist() == rows[:k].tolist()
-            assert scores[i].tolist() == all_scores[:k].tolist()
-            assert allowed[found[i]].all()
+            assert best[i].tolist() == scores[:k].tolist()
+
+
+def by_formula(counts, lengths, chosen, store, terms):
+    norms = chosen.k1 * (1 - chosen.b + chosen.b * lengths / lengths.mean())[:, None]
+    if chosen.variant == "l":
+        c = counts * chosen.k1 / norms + chosen.shift
+        impacts = counts * (chosen.k1 + 1) * c / (chosen.k1 + c)
+    else:
+        impacts = counts / (counts + norms) * (1 if chosen.variant == "lucene" else chosen.k1 + 1)
+        impacts += chosen.shift if chosen.variant == "plus" else 0
+    return impacts @ np.array([store.idf(term) for term in terms])
 
 
 @pytest.mark.parametrize("cut", [0, 30])
@@ -384,10 +403,20 @@ def test_with_settings_leaves_the_store_as_it_was(tmp_path):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"variant": "bm42"}, {"k1": 0}, {"k1": math.nan}, {"b": 1.1}, {"b": -0.1}, {"delta": -1}],
+    [
+        {"variant": "bm42"},
+        {"k1": 0},
+        {"k1": math.nan},
+        {"b": 1.1},
+        {"b": -0.1},
+        {"delta": -1},
+        {"k1": 1e308},
+        {"delta": math.inf},
+        {"epsilon": math.nan},
+    ],
 )
 def test_settings_out_of_range_are_refused(wrong):
-    with pytest.raises(SettingsError, match=str(next(iter(wrong.values())))):
+    with pytest.raises(SettingsError, match=re.escape(str(next(iter(wrong.values()))))):
         replace(Bm25Settings(), **wrong)
 
 
@@ -466,6 +495,21 @@ def test_the_vocabulary_grows(monkeypatch, block):
     assert vocabulary.terms == names[:9_000]
     assert numbers.tolist() == [number % 9_000 for number in range(27_000)]
     assert lengths.tolist() == [20_000, 0, 0] + [1] * 7_000
+
+
+def test_words_cannot_be_chosen_to_share_a_place():
+    """Words of these halves share a polynomial hash modulo 2⁶⁴, whatever its key."""
+    half = "".join("ab"[number.bit_count() % 2] for number in range(2048))
+    halves = [half, half.translate(str.maketrans("ab", "ba"))]
+    slots, none = np.full(1 << 20, -1, np.int32), np.empty(0, np.int64)
+    words = ["".join(parts).encode() for parts in itertools.product(halves, repeat=5)]
+    places = {
+        _slot(
+            np.uint64(123_456_789), np.frombuffer(word, np.uint8), 0, len(word), slots, none, none
+        )
+        for word in words
+    }
+    assert len(places) == len(words) == 32
 
 
 def test_terms_by_hand():
@@ -551,9 +595,21 @@ def test_postings_of_no_document_or_out_of_order_are_refused(tmp_path, row, dele
     rows = np.load(file)
     rows[-1] = row
     np.save(file, rows)
-    gone = [np.array(deleted, np.int64)] if deleted else ()
+    live = Live([3], [np.array(deleted, np.int64)])
     with pytest.raises(IndexStateError, match="do not fit"):
-        Bm25Store([tmp_path / "bm25"], Analyser(), deleted=gone).search(["tin lead"], 2)
+        Bm25Store([tmp_path / "bm25"], Analyser(), live=live).search(["tin lead"], 2)
+
+
+def test_postings_of_more_documents_than_the_index_has_are_refused(tmp_path):
+    write_postings(tmp_path / "bm25", ["tin", "tin lead", "lead"], Analyser())
+    with pytest.raises(IndexStateError, match="do not fit"):
+        Bm25Store([tmp_path / "bm25"], Analyser(), live=Live([2]))
+
+
+def test_a_mask_of_other_documents_is_refused(tmp_path):
+    store = store_of(tmp_path, [["tin", "tin lead", "lead"]], Bm25Settings())
+    with pytest.raises(SettingsError, match="a mask of 2 documents, of which there are 3"):
+        store.search(["tin"], 2, np.ones(2, np.bool_))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
