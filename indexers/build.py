@@ -17,7 +17,7 @@ from ragkit.corpus import Problem, read_documents
 from ragkit.errors import SettingsError
 from ragkit.types import Document
 
-from .split import Splitter, check_split
+from .split import Splitter, checked_overlap
 from .workers import check_workers, encoding, spread_of
 
 if TYPE_CHECKING:
@@ -70,8 +70,9 @@ class BuildSettings:
     """BM25L's and BM25+'s delta; the variant's own if not given."""
     split_tokens: int = 256
     """Longer documents are split at sentence ends (sooner if the encoder reads less); 0: none."""
-    split_overlap: int = 32
-    """Tokens that a piece repeats of the one before it, at most, in whole sentences."""
+    split_overlap: int | None = None
+    """Tokens that a piece repeats of the one before it, at most, in whole sentences; if not given,
+    an eighth of --split-tokens, and no more than 32."""
     on_error: Literal["stop", "skip"] = "stop"
     """What a record that cannot be read does: stop before anything is written, or skip it."""
     max_memory: str | None = None
@@ -148,7 +149,7 @@ def build_index(corpus: list[Path], settings: BuildSettings, problems: list[Prob
         settings.rescore,
         settings.target_recall,
     )
-    check_split(settings.split_tokens, settings.split_overlap)
+    checked_overlap(settings.split_tokens, settings.split_overlap)
     max_memory = bytes_of(settings.max_memory) if settings.max_memory else None
     check_workers(settings.workers)
     encoder = load_encoder(settings) if "dense" in stores else None

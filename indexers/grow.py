@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from ragkit.stores.grow import Grown
     from ragkit.stores.index import Index
 
+_MANY = 16  # segments, from which on merging small ones is worth a word
+
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
@@ -210,11 +212,15 @@ def _told(done: Grown, update: bool) -> str:
 
 def _state(index: Index) -> str:
     """Tell what an index holds now, and what compacting would change."""
+    from ragkit.stores.limits import SEGMENT_DOCUMENTS
+
     summary = describe(index)
     segments = summary["segments"]
     told = f"{len(index):,} documents in {segments:,} segment{'s' * (segments != 1)}"
     if summary["deleted_rows"]:
         told += f" with {summary['deleted_rows']:,} deleted rows"
+    if segments >= _MANY and len(index) < segments * SEGMENT_DOCUMENTS / 10:
+        told += "; each is searched by itself, `ragkit-index compact` merges them"
     if summary.get("uncovered"):
         told += (
             f"; {summary['uncovered']:,} documents are not in the approximate index "

@@ -22,8 +22,10 @@ class Splitter:
         SettingsError: as `ragkit.splitting.split` and `checked_window` do.
     """
 
-    def __init__(self, tokens: int, overlap: int, encoder: BiEncoder | None, language: str) -> None:
-        check_split(tokens, overlap)
+    def __init__(
+        self, tokens: int, overlap: int | None, encoder: BiEncoder | None, language: str
+    ) -> None:
+        overlap = checked_overlap(tokens, overlap)
         if encoder and tokens and encoder.document_window < tokens:
             tokens = checked_window(encoder)
             overlap = min(overlap, tokens // 2 - 1)
@@ -78,12 +80,18 @@ class Cut:
             )
 
 
-def check_split(tokens: int, overlap: int) -> None:
-    """Refuse what `split` refuses, before an encoder is loaded; no tokens are no splitting."""
+def checked_overlap(tokens: int, overlap: int | None) -> int:
+    """Return the overlap of pieces, by default an eighth of their tokens, at most 32.
+
+    Raises:
+        SettingsError: as `split` does, and sooner; no tokens are no splitting.
+    """
     from ragkit.splitting import split
 
+    overlap = max(0, min(32, tokens // 8)) if overlap is None else overlap
     if tokens:
         split((), max_tokens=tokens, overlap=overlap)
+    return overlap
 
 
 def checked_window(encoder: BiEncoder) -> int:

@@ -130,6 +130,17 @@ def test_add_update_and_what_they_refuse(
     assert "an index here already, of 10 documents (bm25)" in seen and "ragkit-index update" in seen
 
 
+def test_many_small_segments_are_told(
+    kb: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for n in range(15):
+        corpus = lines(tmp_path / "more.jsonl", [{"id": f"m{n}", "text": "Lead."}])
+        seen = told(capsys, "add", corpus, "--index", kb)
+        assert ("compact` merges them" in seen) == (n == 14)
+    assert "in 16 segments; each is searched by itself" in seen
+    assert "merges" not in told(capsys, "compact", "--index", kb)
+
+
 def test_delete_odd_ids(kb: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert Index.open(kb).documents.ids == ODD
     told(capsys, "delete", "a/b c", "é #1", "--index", kb, "--", "-k", "--json")

@@ -372,6 +372,7 @@ def short_sighted(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--max-length", "64", "--document-prompt", "a text of mine: "], 64, None),
         (["--split-tokens", "0"], 600, "1 of 2 documents are longer than the 254 tokens"),
         (["--split-tokens", "20", "--split-overlap", "4"], 22, None),
+        (["--split-tokens", "40"], 42, None),
     ],
 )
 @pytest.mark.usefixtures("short_sighted")
