@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -99,6 +100,7 @@ def ray_cluster(address: str, cluster: Cluster) -> Iterator[Spread]:
         MissingExtra: Ray is not installed.
         SettingsError: there is no such cluster, or it is too small.
     """
+    os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")  # beside our own progress
     try:
         ray = import_module("ray")
         import_module("ray.data")

@@ -105,13 +105,14 @@ class Bm25Store:
     ) -> None:
         self.analyser = analyser
         self.settings = settings or Bm25Settings()
-        deleted = live.deleted if live else [np.empty(0, np.int64) for _ in folders]
+        deleted = [np.empty(0, np.int64) for _ in folders] if live is None else live.deleted
         pairs = zip(folders, deleted, strict=True)
         self._segments = [Postings(folder, rows) for folder, rows in pairs]
         self._threads = threads
-        self._live = live or Live([len(segment.lengths) for segment in self._segments])
-        for segment, size in zip(self._segments, self._live.sizes, strict=True):
-            if len(segment.lengths) != size:
+        sizes = [len(segment.lengths) for segment in self._segments]
+        self._live = Live(sizes) if live is None else live
+        for segment, held, size in zip(self._segments, sizes, self._live.sizes, strict=True):
+            if held != size:
                 raise segment.damaged()
         total = sum(segment.length for segment in self._segments)
         self._average = total / len(self) if total else 1.0
@@ -181,7 +182,7 @@ class Bm25Store:
 
     def scores(self, text: str) -> Scores:
         """Return every document's score for a query text, shape [documents]."""
-        rows, scores = self.search([text], len(self))
+        rows, scores = self.search([text], max(1, len(self)))
         everything = np.full(len(self), self._floor(self._weights(text)))
         everything[rows[0]] = scores[0]
         return everything
@@ -209,7 +210,7 @@ class Bm25Store:
         if mask is not None and len(mask) != len(self):
             raise SettingsError(f"a mask of {len(mask)} documents, of which there are {len(self)}")
         weights = [self._weights(text) for text in texts]
-        k = min(k, len(self))
+        k = min(k, max(1, len(self)))
         rows = np.full((len(texts), k), -1, np.int64)
         scores, kept = np.zeros((len(texts), k)), np.zeros(len(texts), np.int64)
         for place in range(len(self._segments)):

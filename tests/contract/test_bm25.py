@@ -606,6 +606,14 @@ def test_postings_of_more_documents_than_the_index_has_are_refused(tmp_path):
         Bm25Store([tmp_path / "bm25"], Analyser(), live=Live([2]))
 
 
+def test_where_all_documents_are_deleted_there_are_no_hits(tmp_path):
+    live = Live([3], [np.arange(3)])
+    store = store_of(tmp_path, [["tin", "tin lead", "lead"]], Bm25Settings(), live=live)
+    rows, scores = store.search(["tin", "lead", ""], 2)
+    assert [len(each) for each in (*rows, *scores)] == [0] * 6
+    assert store.scores("tin").tolist() == []
+
+
 def test_a_mask_of_other_documents_is_refused(tmp_path):
     store = store_of(tmp_path, [["tin", "tin lead", "lead"]], Bm25Settings())
     with pytest.raises(SettingsError, match="a mask of 2 documents, of which there are 3"):
