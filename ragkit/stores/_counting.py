@@ -24,8 +24,8 @@ def number_words(
 ) -> tuple[Array, Array, Array, Array, Array]:  # fmt: skip
     """Number the words of texts; a new word gets the next number.
 
-    The table has open addresses, and the hash is a polynomial of the bytes modulo 2³¹ - 1 (Carter
-    and Wegman, 1979): who does not know the key cannot choose words that share one.
+    The table has open addresses, and the hash is a polynomial of the bytes modulo 2³¹ - 1
+    (Dietzfelbinger et al., 1992): who does not know the key cannot choose words that share one.
 
     Args:
         text: the texts' bytes, one after the other.
@@ -55,8 +55,9 @@ def number_words(
             while at < end and in_words[text[at]]:
                 at += 1
             slot = _slot(key, text, start, at, slots, known, known_ends)
-            if slots[slot] < 0:
-                size = at - start
+            number = slots[slot]
+            if number < 0:
+                number, size = words, at - start
                 if used + size > len(known):
                     known = _longer(known, used + size)
                 known[used : used + size] = text[start:at]
@@ -66,11 +67,9 @@ def number_words(
                 known_ends[words] = used
                 slots[slot] = words
                 words += 1
-                numbers[found] = words - 1
                 if 2 * words > len(slots):
                     slots = _rebuilt(2 * len(slots), key, known, known_ends[:words])
-            else:
-                numbers[found] = slots[slot]
+            numbers[found] = number
             found += 1
         counts[row] = found - before
     return numbers[:found], counts, slots, known, known_ends[:words]
