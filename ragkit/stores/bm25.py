@@ -213,8 +213,9 @@ class Bm25Store:
         k = min(k, max(1, len(self)))
         rows = np.full((len(texts), k), -1, np.int64)
         scores, kept = np.zeros((len(texts), k)), np.zeros(len(texts), np.int64)
+        floors = np.array([self._floor(each) for each in weights])
         for place in range(len(self._segments)):
-            self._search_segment(place, weights, mask, rows, scores, kept)
+            self._search_segment(place, weights, floors, mask, rows, scores, kept)
         _postings.sort_best(rows, scores, kept)
         rows = self._live.number_anywhere(rows)
         return (
@@ -238,6 +239,7 @@ class Bm25Store:
         self,
         place: int,
         weights: list[dict[str, float]],
+        floors: Scores,
         mask: NDArray[np.bool_] | None,
         rows: Rows,
         scores: Scores,
@@ -249,7 +251,6 @@ class Bm25Store:
         self._weigh_postings(place, numbers)
         allowed = live.allowed(place, mask)
         allowed = np.empty(0, np.bool_) if allowed is None else allowed
-        floors = np.array([self._floor(each) for each in weights])
         gain = 1.0 if self.settings.variant == "lucene" else self.settings.k1 + 1
         threads = min(self._threads or _default_threads(), max(1, len(weights) // 16))
 
