@@ -99,17 +99,28 @@ def main() -> None:
         before = [run_probe(base, probe, cache=cache_folder() / "probes") for probe in probes]
         for part in arguments.parts.split(","):
             runs = known(part, arguments)
-            for seed in ["0"] if part == "base" else arguments.seeds.split(","):
-                if seed in runs and runs[seed]["answers"].keys() >= asked.keys():
-                    continue
-                model, history = learnt(part, int(seed), base, train, arguments, progress)
-                told = said(part, int(seed), model, asked, arguments, progress)
-                after = [run_probe(model, each, cache=cache_folder() / "probes") for each in probes]
-                changes = {
-                    b.probe: {n: asdict(e) for n, e in compare_probes(b, a).items()}
-                    for b, a in zip(before, after, strict=True)
-                }
-                runs[seed] = {"answers": told, "probes": changes, "training": history}
+            missing = [
+                int(seed)
+                for seed in (["0"] if part == "base" else arguments.seeds.split(","))
+                if not (seed in runs and runs[seed]["answers"].keys() >= asked.keys())
+            ]
+            # Tokens of all seeds plug into one model, which reads the passages once for all.
+            plug = "tokens" in PARTS[part] and "on" not in PARTS[part]
+            for seeds in [missing] if plug and missing else [[seed] for seed in missing]:
+                cache = PrefixCache(base.model, int(arguments.prefix_cache * 1e9))
+                ready = [
+                    learnt(part, each, base, train, arguments, cache, progress) for each in seeds
+                ]
+                cache.close()
+                told = said(part, seeds, [model for model, _ in ready], asked, arguments, progress)
+                for seed, (model, history), texts in zip(seeds, ready, told, strict=True):
+                    kept = cache_folder() / "probes"
+                    after = [run_probe(model, probe, cache=kept) for probe in probes]
+                    changes = {
+                        b.probe: {n: asdict(e) for n, e in compare_probes(b, a).items()}
+                        for b, a in zip(before, after, strict=True)
+                    }
+                    runs[str(seed)] = {"answers": texts, "probes": changes, "training": history}
                 row = {"part": part, "way": PARTS[part], "contexts": measured(asked, runs)}
                 save(f"generator/{part}", [row | {"runs": runs}], used(arguments))
                 Console(width=120).print(row)
@@ -208,14 +219,24 @@ def style_of(part: str) -> PromptStyle:
 
 
 def learnt(
-    part: str, seed: int, base: Generator, train: Retrieved, arguments: Any, progress: Progress
+    part: str,
+    seed: int,
+    base: Generator,
+    train: Retrieved,
+    arguments: Any,
+    cache: PrefixCache,
+    progress: Progress,
 ) -> tuple[Generator, dict[str, Any]]:
-    """Return what one seed of a part has learnt, plugged in, and the history of that."""
+    """Return what one seed of a part has learnt, plugged in, and the history of that.
+
+    The cache is of the base's prefixes.
+    """
     way = PARTS[part]
     if not way:
         return base, {}
     if on := way.get("on"):
-        base = learnt(on, seed, base, train, arguments, progress)[0]
+        base = learnt(on, seed, base, train, arguments, cache, progress)[0]
+        cache = PrefixCache(base.model, int(arguments.prefix_cache * 1e9))
     style = style_of(part)
     reader = GeneratorReader(base, style=style, context_tokens=1024)
     cut = len(train.examples) - 48
@@ -228,7 +249,6 @@ def learnt(
         arguments = argparse.Namespace(**vars(arguments))
         for name in ("steps", "evaluations"):
             setattr(arguments, name, way.get(name, getattr(arguments, name)))
-        cache = PrefixCache(base.model, int(arguments.prefix_cache * 1e9))
         tokens = TokenRun(
             base, style, reader.prompt, "middle", way["tokens"], learning, choosing, shown, cache
         )
@@ -275,26 +295,37 @@ def remedies(way: Mapping[str, Any]) -> Remedies:
 
 
 def said(
-    part: str, seed: int, model: Generator, asked: Asked, arguments: Any, progress: Progress
-) -> dict[str, list[str]]:
-    """Return a model's answers in each context; those that are kept are not made again."""
-    folder = arguments.work / part / f"answers-{seed}"
-    same_settings(folder, settings_of(arguments))
-    reader = GeneratorReader(model, style=style_of(part), context_tokens=1024)
-    found = {}
+    part: str,
+    seeds: Sequence[int],
+    models: Sequence[Generator],
+    asked: Asked,
+    arguments: Any,
+    progress: Progress,
+) -> list[dict[str, list[str]]]:
+    """Return each seed's answers in each context; those that are kept are not made again.
+
+    Of several seeds the models differ in their virtual tokens alone.
+    """
+    reader = GeneratorReader(models[0], style=style_of(part), context_tokens=1024)
+    found: list[dict[str, list[str]]] = [{} for _ in seeds]
     for context, (examples, hits) in asked.items():
         shown = [
             (e.query.id, [hit.document.id for hit in of])
             for e, of in zip(examples, hits, strict=True)
         ]
-        path = folder / f"{context}-{len(examples)}-{fingerprint(shown)[:8]}.json"
-        if not path.exists():
+        name = f"{context}-{len(examples)}-{fingerprint(shown)[:8]}.json"
+        paths = [arguments.work / part / f"answers-{seed}" / name for seed in seeds]
+        for path in paths:
+            same_settings(path.parent, settings_of(arguments))
+        if missing := [place for place, path in enumerate(paths) if not path.exists()]:
             prompts = [reader.prompt(e.query, of) for e, of in zip(examples, hits, strict=True)]
-            told = [Condition(context, prompts, [model.virtual_tokens])]
+            told = [Condition(context, prompts, [models[p].virtual_tokens for p in missing])]
             longest = arguments.max_new_tokens
-            of = answered(model, told, max_new_tokens=longest, progress=progress)
-            write_json(path, {"texts": of[context][0]})
-        found[context] = read_json(path)["texts"]
+            of = answered(models[0], told, max_new_tokens=longest, progress=progress)[context]
+            for place, texts in zip(missing, of, strict=True):
+                write_json(paths[place], {"texts": texts})
+        for kept, path in zip(found, paths, strict=True):
+            kept[context] = read_json(path)["texts"]
     return found
 
 

@@ -241,8 +241,8 @@ def adapted(
             asked, longest = [Condition(name, prompts)], arguments.max_new_tokens
             reader = Generator.load(str(folder / "model"))
             said = answered(reader, asked, max_new_tokens=longest, progress=progress)
-            write_json(path, said[name][0])
-        texts.append(json.loads(path.read_text(encoding="utf-8")))
+            write_json(path, {"texts": said[name][0]})
+        texts.append(json.loads(path.read_text(encoding="utf-8"))["texts"])
     return scored(dev.examples, {name: texts}), texts
 
 

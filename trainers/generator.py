@@ -216,7 +216,7 @@ def _run(
         dev,
         checked.mix,
         checked.passages,
-        rank=0 if settings.full else settings.lora or 8,
+        rank=0 if settings.full else settings.lora or GeneratorRun.rank,
         loss=lambda logits, labels, count: loss(logits, labels, count, checked.smoothing),
         contexts={
             "citations": settings.citations,

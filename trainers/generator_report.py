@@ -74,9 +74,8 @@ def _probe_rows(results: Mapping[str, Any]) -> list[list[str]]:
 def card(results: Mapping[str, Any]) -> str:
     """Return the model card: what was learnt and how, what it gained, what it forgot."""
     settings, data = results["settings"], results["data"]
-    what = (
-        "all weights" if settings["full"] else f"an adapter (LoRA) of rank {settings['lora'] or 8}"
-    )
+    rank = results["rank"]
+    what = f"an adapter (LoRA) of rank {rank}" if rank else "all weights"
     probes = markdown(_PROBES, _probe_rows(results))
     shares = markdown(_SHARES, _share_rows(results))
     return CARD.format(

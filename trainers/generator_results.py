@@ -90,6 +90,7 @@ def outcome_of(
         },
         "best_seed": str(checked.seeds[place]),
         "settings": json_values(settings),
+        "rank": run.rank,
         "mix": _drawn(run, settings, checked.seeds),
         "citations": {
             title: cited(run, checked, texts)

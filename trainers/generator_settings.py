@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 
 from ragkit.errors import SettingsError
 from ragkit.parsing import suffix_of
@@ -22,6 +23,15 @@ if TYPE_CHECKING:
     from ragkit.training.mixes import Mix
 
 
+def _rank(kind: Any, tokens: Sequence[Token]) -> int:
+    """Read a rank, with or without peft's name for it."""
+    said = tokens[0].value
+    try:
+        return int(said.removeprefix("r="))
+    except ValueError as error:
+        raise ValueError(f"{said!r} is no rank, such as 8 or r=8") from error
+
+
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class GeneratorSettings(AnswerSettings):
@@ -34,8 +44,8 @@ class GeneratorSettings(AnswerSettings):
     qrels: Path | None = None
     """What is relevant is gold, and only questions that have some are taken; without qrels, gold is
     the first hit that holds an answer."""
-    lora: int | None = None
-    """The rank of the adapter; 8 if not given."""
+    lora: Annotated[int | None, Parameter(converter=_rank)] = None
+    """The rank of the adapter, such as 8 or r=8; 8 if not given."""
     full: bool = False
     """Train all weights in place of an adapter."""
     mix: str = "retrieved:1"

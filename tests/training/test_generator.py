@@ -303,7 +303,7 @@ def train(base, *options):
     command = ["generator", "--output", "out", "--base", str(base)]
     defaults = {
         "--questions": "q.jsonl", "--index": "kb",
-        "--lora": "2", "--steps": "4", "--batch": "4", "--dev-limit": "3",
+        "--lora": "r=2", "--steps": "4", "--batch": "4", "--dev-limit": "3",
         "--passages": "1-2", "--evaluate-every": "2", "--max-new-tokens": "4", "--device": "cpu",
     }  # fmt: skip
     given = {option.split("=")[0] for option in options}
@@ -342,6 +342,7 @@ def test_the_program_writes_an_adapter_results_and_a_card(place, tiny_folder, ca
     reader = GeneratorReader(Generator.load(str(out), device="cpu"))
     assert reader.style.name == "ragkit"
     assert "gold:.4" in (out / "README.md").read_text()
+    assert "an adapter (LoRA) of rank 2 of" in (out / "README.md").read_text()
 
 
 def test_too_much_forgotten_fails_and_leaves_what_was_learnt(place, tiny_folder, capsys):
@@ -434,7 +435,8 @@ def test_another_base_or_chat_template_is_refused(place, tiny_folder, tmp_path):
         (["--mix=golden:1"], 2, "unknown kind"),
         (["--max-forgetting=0.1"], 2, "--probes"),
         (["--keep-rows=4"], 2, "all 4 rows"),
-        (["--lora=0"], 2, "--lora must be at least 1"),
+        (["--lora=r=0"], 2, "--lora must be at least 1"),
+        (["--lora=alpha=8"], 2, "'alpha=8' is no rank"),
         (["--smoothing=1", "--loss=overtone"], 2, "--smoothing"),
         (["--smoothing=.5"], 2, "--smoothing has no effect"),
         (["--replay-rows=3"], 2, "--replay-rows has no effect"),
