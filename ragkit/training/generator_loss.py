@@ -41,7 +41,7 @@ class Smoothing:
                 raise SettingsError(f"{name} must be a number from 0 up, not {getattr(self, name)}")
 
 
-Loss: TypeAlias = Callable[[torch.Tensor, torch.Tensor, Count, Smoothing], torch.Tensor]
+SmoothedLoss: TypeAlias = Callable[[torch.Tensor, torch.Tensor, Count, Smoothing], torch.Tensor]
 """A loss of (logits [rows, places, vocabulary], labels int64 [rows, places], count, smoothing).
 
 Labels stand at the logits that foretell them. Those that are `IGNORED` count for nothing: their
@@ -55,7 +55,7 @@ is infinite.
 def cross_entropy(
     logits: torch.Tensor, labels: torch.Tensor, count: Count, smoothing: Smoothing
 ) -> torch.Tensor:
-    """Return the sum of -log p(label), as a `Loss`."""
+    """Return the sum of -log p(label), as a `SmoothedLoss`."""
     scored, labels = _scored(logits, labels)
     return answer_loss(scored[None], labels[None], _divisor(count, labels))
 
@@ -63,7 +63,7 @@ def cross_entropy(
 def label_smoothing(
     logits: torch.Tensor, labels: torch.Tensor, count: Count, smoothing: Smoothing
 ) -> torch.Tensor:
-    """Return the sum of cross-entropies to λ·δ(label) + (1-λ)·uniform, as a `Loss`.
+    """Return the sum of cross-entropies to λ·δ(label) + (1-λ)·uniform, as a `SmoothedLoss`.
 
     Szegedy et al. 2016 (arXiv 1512.00567), section 7; torch's `label_smoothing` is 1-λ. Uniform is
     over all words that can be said.
@@ -80,7 +80,7 @@ def label_smoothing(
 def overtone(
     logits: torch.Tensor, labels: torch.Tensor, count: Count, smoothing: Smoothing
 ) -> torch.Tensor:
-    """Return the sum of max(KL(target ‖ model), ε), as a `Loss`; targets as in `soft_targets`.
+    """Return the sum of max(KL(target ‖ model), ε), a `SmoothedLoss`; targets as in `soft_targets`.
 
     OVERTONE: Liu et al. 2025, "Mitigating Heterogeneous Token Overfitting in LLM Knowledge Editing"
     (arXiv 2502.00602). No gradient flows through the targets, and none at all through a token
@@ -91,7 +91,7 @@ def overtone(
     return losses.clamp(min=smoothing.least).sum() / _divisor(count, labels)
 
 
-LOSSES: Mapping[str, Loss] = {
+LOSSES: Mapping[str, SmoothedLoss] = {
     "cross-entropy": cross_entropy,
     "label-smoothing": label_smoothing,
     "overtone": overtone,
