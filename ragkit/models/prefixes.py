@@ -19,8 +19,7 @@ from .precision import batches
 Layers: TypeAlias = list[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values of each layer, each of shape [rows, heads, tokens, size]."""
 
-_SAVED = {"cpu": 0.15}  # the share of tokens from which reading row by row is faster than padded
-_SAVED_ELSEWHERE = 0.5
+_SAVED = 0.5  # the share of tokens from which a GPU reads row by row faster than padded
 _ROWS = 64  # in a batch, at most
 _CACHE_BYTES = (
     2 << 30
@@ -75,7 +74,8 @@ def generation_batches(
 ) -> Iterator[tuple[list[list[int]], list[tuple[int, ...]], Cache | None]]:
     """Yield batches to generate from: places, token ids, and the cache to continue.
 
-    Rows are padded together; or, where they begin alike, what they share is read once.
+    Rows are padded together; or read one by one, where that is faster: what they begin with alike
+    once.
 
     Args:
         model: a causal model.
@@ -89,7 +89,7 @@ def generation_batches(
         places.setdefault(ids if alike else (place, ids), []).append(place)
     groups = list(places.values())
     distinct = [rows[group[0]] for group in groups]
-    if len(distinct) > 1 and worth_sharing(model, distinct):
+    if len(distinct) > 1 and one_by_one(model, distinct):
         cached = max(budget, _CACHE_BYTES // bytes_per_token(model))
         for batch, cache in shared_prefixes(model, distinct, cached, _ROWS, room):
             yield [groups[i] for i in batch], [distinct[i] for i in batch], cache
@@ -104,18 +104,20 @@ def keeps_every_token(model: Any) -> bool:
     return bool(kinds) and kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
 
 
-def worth_sharing(model: Any, rows: Sequence[Sequence[int]]) -> bool:
-    """Tell whether rows of token ids begin alike so far that `shared_prefixes` is the faster way.
+def one_by_one(model: Any, rows: Sequence[Sequence[int]]) -> bool:
+    """Tell whether rows of token ids are read faster by `shared_prefixes` than padded together.
 
-    A model whose cache is no plain list of keys and values (one with sliding windows or a
-    recurrent state, say) cannot be cut back, and never is.
+    On a CPU they are: what a padded batch computes does not stay in its caches. Elsewhere where
+    they begin alike for long. A model whose cache is no plain list of keys and values (one with
+    sliding windows or a recurrent state, say) cannot be cut back, and never is read so.
     """
     if roomy_cache(model, 0) is None:
         return False
+    if model.device.type == "cpu":
+        return True
     ordered = sorted(map(tuple, rows))
     shared = sum(common_length(*pair) for pair in pairwise(ordered))
-    least = _SAVED.get(model.device.type, _SAVED_ELSEWHERE)
-    return shared >= least * sum(map(len, ordered))
+    return shared >= _SAVED * sum(map(len, ordered))
 
 
 def shared_prefixes(
@@ -128,7 +130,7 @@ def shared_prefixes(
     holds one branch at a time.
 
     Args:
-        model: a causal model of which `worth_sharing` is true.
+        model: a causal model of which `one_by_one` is true.
         rows: token ids, none empty.
         budget: the padded tokens in a batch's cache.
         limit: the rows in a batch.

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from ragkit.errors import ModelError, SettingsError
 from ragkit.models import Generator
 from ragkit.models.names import resolve
-from ragkit.models.prefixes import worth_sharing
+from ragkit.models.prefixes import one_by_one
 from ragkit.models.prompt_ids import PromptEncoder, at_stop, until_stop
 from ragkit.prompts import Message, Part, Prompt, build_prompt
 from ragkit.splitting import sentences
@@ -168,11 +168,11 @@ def test_prompts_that_begin_alike_are_answered_as_if_each_were_alone(generator, 
     contexts = [passages, passages[:1], passages[:2], passages[::-1], [], passages]
     prompts = [ask("At how many degrees does tin melt?", texts) for texts in contexts]
     ids = [generator.encoder.encode(prompt).ids for prompt in prompts]
-    assert worth_sharing(generator.model, ids)
+    assert one_by_one(generator.model, ids)
     done = []
     shared = generator.generate(prompts, max_new_tokens=8, progress=done.append)
     assert done[-1] == 6  # equal prompts are answered once and counted twice
-    monkeypatch.setattr("ragkit.models.prefixes.worth_sharing", lambda *_: False)
+    monkeypatch.setattr("ragkit.models.prefixes.one_by_one", lambda *_: False)
     assert shared == [generator.generate([prompt], max_new_tokens=8)[0] for prompt in prompts]
     assert shared == generator.generate(prompts, max_new_tokens=8)
 

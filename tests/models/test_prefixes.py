@@ -1,10 +1,12 @@
 """Prompts that begin alike are read once, and are answered as if each were read alone."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from ragkit.models import prefixes
-from ragkit.models.prefixes import shared_prefixes, worth_sharing
+from ragkit.models.prefixes import one_by_one, shared_prefixes
 
 ROWS = [
     (5, 6, 7, 8, 9),
@@ -54,10 +56,12 @@ def test_what_is_shared_is_read_once(generator, monkeypatch):
     assert sum(read) == 2 + 2 + 2 + 1 + 1
 
 
-def test_sharing_is_chosen_by_how_much_it_saves(generator, monkeypatch):
+def test_a_gpu_reads_one_by_one_what_begins_alike_and_a_cpu_everything(generator, monkeypatch):
     apart = [(n, n + 1, n + 2) for n in range(0, 90, 3)]
-    assert worth_sharing(generator.model, ROWS)
-    assert not worth_sharing(generator.model, apart)
-    assert not worth_sharing(generator.model, [ROWS[0]])
+    assert one_by_one(generator.model, ROWS)
+    assert one_by_one(generator.model, apart)
+    elsewhere = SimpleNamespace(config=generator.model.config, device=torch.device("cuda"))
+    assert one_by_one(elsewhere, ROWS)
+    assert not one_by_one(elsewhere, apart)
     monkeypatch.setattr(prefixes, "DynamicLayer", type("Sliding", (), {}))
-    assert not worth_sharing(generator.model, ROWS)
+    assert not one_by_one(generator.model, ROWS)
