@@ -37,7 +37,7 @@ class Generator:
         tokenizer: its tokenizer.
         name: the name that was asked for.
         layout: `chat` (the tokenizer's chat template), `plain`, or `auto`: chat if there is one.
-        batch_tokens: the tokens, generated ones included, in a padded batch.
+        batch_tokens: the tokens of a padded batch, generated ones too; on a CPU at least 2 GiB's.
         virtual_tokens: stand in every prompt unless a call says otherwise.
         taught: the prompt that the model was trained with, if ragkit has trained it.
 
@@ -124,7 +124,7 @@ class Generator:
         virtual_tokens: Plugged = None,
         progress: Callable[[int], None] = lambda done: None,
     ) -> list[str]:
-        """Answer prompts in batches of like length; greedy unless `temperature` is above 0.
+        """Answer prompts in batches; greedy unless `temperature` is above 0.
 
         What prompts begin with alike is read once, whatever virtual tokens follow it.
 

@@ -49,9 +49,10 @@ class RoomyLayer(DynamicLayer):
         end = start + key_states.shape[2]
         if not self._buffers:
             self.lazy_initialization(key_states, value_states)
-            rows, heads, _length, size = key_states.shape
-            shape = (rows, heads, end + self._room, size)
-            self._buffers = [key_states.new_empty(shape) for _ in range(2)]
+            self._buffers = [
+                states.new_empty((*states.shape[:2], end + self._room, states.shape[3]))
+                for states in (key_states, value_states)
+            ]
         elif end > self._buffers[0].shape[2]:
             more = (0, 0, 0, end + self._room - self._buffers[0].shape[2])
             self._buffers = [torch.nn.functional.pad(buffer, more) for buffer in self._buffers]
@@ -74,13 +75,14 @@ def generation_batches(
 ) -> Iterator[tuple[list[list[int]], list[tuple[int, ...]], Cache | None]]:
     """Yield batches to generate from: places, token ids, and the cache to continue.
 
-    Rows are padded together; or read one by one, where that is faster: what they begin with alike
-    once.
+    Rows are padded together or, where that is faster, read one by one, and what they begin with
+    alike once.
 
     Args:
         model: a causal model.
         rows: token ids of the prompts.
-        budget: the padded tokens in a batch.
+        budget: the padded tokens in a batch, generated ones included; of rows read one by one as
+            many more as 2 GiB of keys and values hold.
         room: the tokens that will be generated.
         alike: equal rows will have equal answers, so that they stand together in one place.
     """
@@ -107,11 +109,12 @@ def keeps_every_token(model: Any) -> bool:
 def one_by_one(model: Any, rows: Sequence[Sequence[int]]) -> bool:
     """Tell whether rows of token ids are read faster by `shared_prefixes` than padded together.
 
-    On a CPU they are: what a padded batch computes does not stay in its caches. Elsewhere where
-    they begin alike for long. A model whose cache is no plain list of keys and values (one with
-    sliding windows or a recurrent state, say) cannot be cut back, and never is read so.
+    On a CPU they are: what a padded batch computes does not stay in the processor's caches.
+    Elsewhere they are where they begin alike for long. A model that keeps anything but all tokens'
+    keys and values (one with sliding windows or a recurrent state, say) cannot be cut back, and
+    never is read so.
     """
-    if roomy_cache(model, 0) is None:
+    if roomy_cache(model, 0) is None or getattr(model, "_is_stateful", False):
         return False
     if model.device.type == "cpu":
         return True
@@ -132,7 +135,7 @@ def shared_prefixes(
     Args:
         model: a causal model of which `one_by_one` is true.
         rows: token ids, none empty.
-        budget: the padded tokens in a batch's cache.
+        budget: the padded tokens in a batch's cache, generated ones included.
         limit: the rows in a batch.
         room: the tokens that will be generated, for which the caches keep room.
 
@@ -148,7 +151,7 @@ def shared_prefixes(
         ids = tuple(rows[position][:-1])
         layers = extend(model, layers, ids, common_length(before, ids))
         before = ids
-        width = max(len(rows[other]) for other in [*batch, position])
+        width = max(len(rows[other]) for other in [*batch, position]) + room
         if batch and (len(batch) == limit or width * (len(batch) + 1) > budget):
             yield batch, stack(kept, room)
             batch, kept = [], []
@@ -208,8 +211,9 @@ def stack(rows: Sequence[Layers], room: int) -> Cache:
             for row, tensor in enumerate(tensors):
                 out[row, :, width - tensor.shape[2] :] = tensor[0]
             joined.append(out)
+        nothing = joined[0].new_empty(0)
         for layers in rows:  # they are copied: free them
-            layers[layer] = (joined[0][:0], joined[1][:0])
+            layers[layer] = (nothing, nothing)
         stacked.append(RoomyLayer(room) if room else DynamicLayer())  # type: ignore[no-untyped-call]
         if width:
             stacked[-1].update(*joined)

@@ -14,7 +14,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from ragkit.errors import ModelError, SettingsError
-from ragkit.models import Generator
+from ragkit.models import Generator, prefixes
 from ragkit.models.names import resolve
 from ragkit.models.prefixes import one_by_one
 from ragkit.models.prompt_ids import PromptEncoder, at_stop, until_stop
@@ -148,7 +148,10 @@ def test_plain_prompts_begin_as_the_tokenizer_begins_texts(tokenizer, starts):
 # Generation
 
 
-def test_answers_keep_the_prompts_order_in_batches_of_any_size(generator):
+@pytest.mark.parametrize("apart", [True, False])
+def test_answers_keep_the_prompts_order_in_batches_of_any_size(generator, monkeypatch, apart):
+    monkeypatch.setattr(prefixes, "one_by_one", lambda *_: apart)
+    monkeypatch.setattr(prefixes, "_CACHE_BYTES", 0)  # batch_tokens alone bounds a batch
     prompts = [
         ask("At how many degrees does tin melt?", ["Tin melts at 232 degrees.", "Lead is heavy."]),
         ask("Capital of France?"),

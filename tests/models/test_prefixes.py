@@ -18,12 +18,15 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize(("budget", "limit"), [(10_000, 64), (12, 64), (1, 64), (10_000, 2)])
-def test_caches_are_those_of_rows_read_alone(generator, budget, limit):
+@pytest.mark.parametrize(
+    ("budget", "limit", "room"),
+    [(10_000, 64, 0), (12, 64, 0), (1, 64, 0), (10_000, 2, 0), (24, 64, 3)],
+)
+def test_caches_are_those_of_rows_read_alone(generator, budget, limit, room):
     model, seen = generator.model, []
-    for batch, cache in shared_prefixes(model, ROWS, budget, limit):
+    for batch, cache in shared_prefixes(model, ROWS, budget, limit, room):
         assert len(batch) <= limit
-        assert len(batch) == 1 or len(batch) * max(len(ROWS[i]) for i in batch) <= budget
+        assert len(batch) == 1 or len(batch) * (max(len(ROWS[i]) for i in batch) + room) <= budget
         for row, position in enumerate(batch):
             seen.append(position)
             length = len(ROWS[position]) - 1
@@ -63,5 +66,23 @@ def test_a_gpu_reads_one_by_one_what_begins_alike_and_a_cpu_everything(generator
     elsewhere = SimpleNamespace(config=generator.model.config, device=torch.device("cuda"))
     assert one_by_one(elsewhere, ROWS)
     assert not one_by_one(elsewhere, apart)
+    recurrent = SimpleNamespace(
+        config=generator.model.config, device=torch.device("cpu"), _is_stateful=True
+    )
+    assert not one_by_one(recurrent, ROWS)
     monkeypatch.setattr(prefixes, "DynamicLayer", type("Sliding", (), {}))
     assert not one_by_one(generator.model, ROWS)
+
+
+def test_values_may_be_of_another_size_than_keys():
+    layer = prefixes.RoomyLayer(2)
+    for tokens in (3, 1, 4):  # the last ones are more than there is room for
+        keys, values = layer.update(torch.ones(1, 2, tokens, 8), torch.ones(1, 2, tokens, 4))
+    assert (keys.shape, values.shape) == ((1, 2, 8, 8), (1, 2, 8, 4))
+    assert bool(keys.eq(1).all()) and bool(values.eq(1).all())
+
+
+def test_rows_that_are_stacked_are_freed():
+    rows = [[(torch.ones(1, 2, 3, 4), torch.ones(1, 2, 3, 4))] for _ in range(2)]
+    prefixes.stack(rows, room=1)
+    assert all(t.untyped_storage().nbytes() == 0 for of in rows for pair in of for t in pair)

@@ -435,6 +435,7 @@ def test_another_base_or_chat_template_is_refused(place, tiny_folder, tmp_path):
         (["--mix=golden:1"], 2, "unknown kind"),
         (["--max-forgetting=0.1"], 2, "--probes"),
         (["--keep-rows=4"], 2, "all 4 rows"),
+        (["--lora=0"], 2, "--lora must be at least 1"),
         (["--lora=r=0"], 2, "--lora must be at least 1"),
         (["--lora=alpha=8"], 2, "'alpha=8' is no rank"),
         (["--smoothing=1", "--loss=overtone"], 2, "--smoothing"),
