@@ -38,6 +38,7 @@ from ragkit.evaluation.contexts import build_contexts
 from ragkit.evaluation.probe_files import Probe, ProbeItem, read_probe
 from ragkit.evaluation.probes import compare_probes, run_probe
 from ragkit.models import Generator
+from ragkit.models.loading import without_adapter
 from ragkit.models.names import cache_folder
 from ragkit.models.prefix_cache import PrefixCache
 from ragkit.models.virtual_tokens import VirtualTokens
@@ -277,9 +278,7 @@ def learnt(
 def loaded(folder: Path) -> Generator:
     """Return a trained generator, its adapter merged into the weights: so it answers faster."""
     generator = Generator.load(str(folder))
-    for module in generator.model.modules():
-        if hasattr(module, "base_layer"):
-            module.merge()
+    generator.model = without_adapter(str(folder), generator.model).eval()
     return generator
 
 

@@ -66,6 +66,7 @@ def test_a_gpu_reads_one_by_one_what_begins_alike_and_a_cpu_everything(generator
     elsewhere = SimpleNamespace(config=generator.model.config, device=torch.device("cuda"))
     assert one_by_one(elsewhere, ROWS)
     assert not one_by_one(elsewhere, apart)
+    assert not one_by_one(elsewhere, [ROWS[0]])
     recurrent = SimpleNamespace(
         config=generator.model.config, device=torch.device("cpu"), _is_stateful=True
     )
