@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from cyclopts import Parameter, Token
+from cyclopts import Parameter
 
 from ragkit.errors import SettingsError
 from ragkit.parsing import suffix_of
 
 from .list_settings import shares_of
-from .runs import AnswerSettings, check_training
+from .runs import AnswerSettings, check_training, rank
 from .token_settings import passage_range
 
 if TYPE_CHECKING:
     from ragkit.evaluation.probe_files import Probe
     from ragkit.training.generator_loss import Smoothing
     from ragkit.training.mixes import Mix
-
-
-def _rank(kind: Any, tokens: Sequence[Token]) -> int:
-    """Read a rank, with or without peft's name for it."""
-    said = tokens[0].value
-    try:
-        return int(said.removeprefix("r="))
-    except ValueError as error:
-        raise ValueError(f"{said!r} is no rank, such as 8 or r=8") from error
 
 
 @Parameter(name="*")
@@ -44,7 +34,7 @@ class GeneratorSettings(AnswerSettings):
     qrels: Path | None = None
     """What is relevant is gold, and only questions that have some are taken; without qrels, gold is
     the first hit that holds an answer."""
-    lora: Annotated[int | None, Parameter(converter=_rank)] = None
+    lora: Annotated[int | None, Parameter(converter=rank)] = None
     """The rank of the adapter, such as 8 or r=8; 8 if not given."""
     full: bool = False
     """Train all weights in place of an adapter."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path  # noqa: F401  (what inherited fields are of is looked up here)
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from .list_settings import ListSettings, check_lists, teacher_temperature
-from .runs import whole_numbers
+from .runs import rank, whole_numbers
 
 if TYPE_CHECKING:
     from ragkit.training.retriever_loss import LossSettings
@@ -61,8 +61,9 @@ class RetrieverSettings(ListSettings):
     questions too; if not given lsr does, unless the KL is reverse."""
     matryoshka: str = ""
     """Learn vectors that can be cut to these components too, such as 384,192,96."""
-    lora: int = 0
-    """The rank of LoRA in the encoder, or of the query adapter; 0 learns all weights."""
+    lora: Annotated[int, Parameter(converter=rank)] = 0
+    """The rank of LoRA in the encoder, or of the query adapter, such as 8 or r=8; 0 learns all
+    weights."""
     scattered: bool = False
     """Draw a batch's questions from everywhere, not with others on the same document: more
     documents to encode."""

@@ -20,6 +20,7 @@ from ragkit.types import Progress
 
 if TYPE_CHECKING:
     import torch
+    from cyclopts import Token
 
     from ragkit.training.keeper import LoopSettings
 
@@ -27,6 +28,15 @@ MARK = "results.json"
 Learnt = TypeVar("Learnt")
 
 _FREE = {"replace", "device", "report_to", "seeds", "output"}  # settings that change no result
+
+
+def rank(kind: Any, tokens: Sequence[Token]) -> int:
+    """Read a rank, with or without peft's name for it."""
+    said = tokens[0].value
+    try:
+        return int(said.removeprefix("r="))
+    except ValueError as error:
+        raise ValueError(f"{said!r} is no rank, such as 8 or r=8") from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,7 +83,7 @@ def test_from_mined_negatives_to_a_refreshed_index(place, tiny_encoder_folder, c
 
 
 @pytest.mark.parametrize(
-    "options", [("--side=query", "--batch=10"), ("--objective=query-adapter", "--lora=2")]
+    "options", [("--side=query", "--batch=10"), ("--objective=query-adapter", "--lora=r=2")]
 )
 def test_what_changes_queries_alone_searches_the_index_as_it_is(
     place, tiny_encoder_folder, options, capsys
