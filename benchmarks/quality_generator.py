@@ -116,6 +116,7 @@ def main() -> None:
                 ready = [
                     learnt(part, seed, base, train, arguments, progress, cache) for seed in seeds
                 ]
+                cache = None  # GBs that answering has no use for
                 told = said(part, seeds, [model for model, _ in ready], asked, arguments, progress)
                 for seed, (model, history), texts in zip(seeds, ready, told, strict=True):
                     kept = cache_folder() / "probes"
