@@ -32,7 +32,7 @@ from quality_tokens import learn, settings_of, tasks
 from rich.console import Console
 
 from ragkit import Example, Index
-from ragkit.artefacts import fingerprint, read_json, write_json
+from ragkit.artefacts import fingerprint, new_folder, read_json, write_json
 from ragkit.console import progress_bars
 from ragkit.corpus import read_documents, read_qrels, read_questions
 from ragkit.evaluation.contexts import build_contexts
@@ -103,7 +103,7 @@ def main() -> None:
         probes = general(arguments) if arguments.probes else []
         before = [run_probe(base, probe, cache=cache_folder() / "probes") for probe in probes]
         for part in arguments.parts.split(","):
-            runs = known(part, arguments)
+            contexts, runs = known(part, arguments)
             missing = [
                 int(seed)
                 for seed in (["0"] if part == "base" else arguments.seeds.split(","))
@@ -119,17 +119,21 @@ def main() -> None:
                 cache = None  # GBs that answering has no use for
                 told = said(part, seeds, [model for model, _ in ready], asked, arguments, progress)
                 for seed, (model, history), texts in zip(seeds, ready, told, strict=True):
-                    kept = cache_folder() / "probes"
-                    after = [run_probe(model, probe, cache=kept) for probe in probes]
+                    after = [
+                        run_probe(model, each, cache=cache_folder() / "probes") for each in probes
+                    ]
                     changes = {
                         b.probe: {n: asdict(e) for n, e in compare_probes(b, a).items()}
                         for b, a in zip(before, after, strict=True)
                     }
-                    runs[str(seed)] = {"answers": texts, "probes": changes, "training": history}
-                row = {"part": part, "way": PARTS[part], "contexts": measured(asked, runs)}
+                    kept = runs.get(str(seed), {}).get("answers", {})
+                    run = {"answers": kept | texts, "probes": changes, "training": history}
+                    runs[str(seed)] = run
+                contexts |= measured(asked, runs)
+                row = {"part": part, "way": PARTS[part], "contexts": contexts}
                 save(f"generator/{part}", [row | {"runs": runs}], used(arguments))
                 Console(width=120).print(row)
-    parts = {part: runs for part in PARTS if (runs := known(part, arguments))}
+    parts = {part: runs for part in PARTS if (runs := known(part, arguments)[1])}
     if parts.keys() > {REFERENCE}:
         found = {"part": "differences", "contexts": differences(asked, parts)}
         save("generator/differences", [found], used(arguments))
@@ -141,19 +145,18 @@ def used(arguments: Any) -> dict[str, str]:
     return {name: str(value) for name, value in vars(arguments).items() if name not in free}
 
 
-def known(part: str, arguments: Any) -> dict[str, dict[str, Any]]:
-    """Return the runs of a part that its results hold, by seed; they are not made again.
+def known(part: str, arguments: Any) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Return what a part's results hold: scores by context, and runs, by seed, not to make again.
 
     Ends where they were made with other settings.
     """
     path = RESULTS / "generator" / f"{part}.json"
     if not path.exists():
-        return {}
+        return {}, {}
     found = read_json(path)
     if found["settings"] != used(arguments):
         sys.exit(f"{path} tells of other settings: give the same, or remove it")
-    runs: dict[str, dict[str, Any]] = found["rows"][0]["runs"]
-    return runs
+    return found["rows"][0]["contexts"], found["rows"][0]["runs"]
 
 
 Asked = dict[str, tuple[Sequence[Example], Sequence[Sequence[Hit]]]]
@@ -270,9 +273,9 @@ def learnt(
         whole = arguments.work / on / f"{seed}-{RATES['adapter']:g}" / "model"
         place = arguments.work / part / str(seed)
         if not place.exists():
-            place.parent.mkdir(parents=True, exist_ok=True)
-            run.averaged(whole, share, place)
-        return loaded(place), {}
+            with new_folder(place, mark="model") as folder:
+                run.averaged(whole, share, folder / "model")
+        return loaded(place / "model"), {}
     folder, history = learn(run, part, seed, RATES["adapter"], arguments, progress)
     return loaded(folder / "model"), history
 
@@ -337,12 +340,14 @@ def measured(asked: Asked, runs: Mapping[str, Mapping[str, Any]]) -> dict[str, A
     return {
         context: scored(examples, {context: texts_of(runs, context)})["conditions"][context]
         for context, (examples, _) in asked.items()
+        if texts_of(runs, context)
     }
 
 
 def texts_of(runs: Mapping[str, Mapping[str, Any]], context: str) -> list[list[str]]:
-    """Return the answers in a context: texts [seeds, questions]."""
-    return [run["answers"][context] for _, run in sorted(runs.items())]
+    """Return the answers in a context: texts [seeds, questions], of the seeds that have some."""
+    told = [run["answers"] for _, run in sorted(runs.items())]
+    return [texts[context] for texts in told if context in texts]
 
 
 def differences(asked: Asked, parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -350,11 +355,7 @@ def differences(asked: Asked, parts: Mapping[str, Mapping[str, Any]]) -> dict[st
     found = {}
     for context, (examples, _) in asked.items():
         order = [*(part for part in parts if part != REFERENCE), REFERENCE]
-        texts = {
-            part: texts_of(parts[part], context)
-            for part in order
-            if all(context in run["answers"] for run in parts[part].values())
-        }
+        texts = {part: told for part in order if (told := texts_of(parts[part], context))}
         if context != UNANSWERABLE and REFERENCE in texts:
             found[context] = scored(examples, texts)["differences"]
     return found

@@ -173,8 +173,7 @@ class GeneratorReader:
         """Answer one query, handing each piece of text to `write` as it comes.
 
         Raises:
-            DataError: as `read` does.
-            SettingsError: as `read` does.
+            DataError, SettingsError: as `read` does.
         """
         count = self._standing(use_tokens)
         prompt = self.prompt(query, hits, count)
@@ -190,23 +189,24 @@ class GeneratorReader:
             write(piece)
         return self._answer(query, hits, prompt, "".join(pieces).strip(), count)
 
-    def prompt(self, query: Query, hits: Sequence[Hit], use_tokens: int | None = None) -> Prompt:
+    def prompt(
+        self, query: Query, hits: Sequence[Hit], use_tokens: int | None = None, room: int = 0
+    ) -> Prompt:
         """Return the prompt for a query and its hits, packed to the budget.
 
-        The window keeps room for `use_tokens` virtual tokens; for as many as the reader uses if
-        None.
+        The window keeps room for `use_tokens` virtual tokens, for as many as the reader uses if
+        None; and for an answer of `max_new_tokens`, or of `room` tokens if these are more.
 
         Raises:
-            DataError: as `read` does.
-            SettingsError: as `read` does.
+            DataError, SettingsError: as `read` does.
         """
-        virtual = self._standing(use_tokens)
+        room = max(self._max_new_tokens, room) + self._standing(use_tokens)
         prompt = build_prompt(
             self.style,
             query.text,
             hits,
             budget=self._context_tokens,
-            window=self.generator.window - self._max_new_tokens - TEMPLATE_TOKENS - virtual,
+            window=self.generator.window - TEMPLATE_TOKENS - room,
             count=self.generator.count,
             sentences=sentences,
         )

@@ -14,7 +14,7 @@ from ragkit.errors import ModelError, SettingsError
 from ragkit.types import Example, Progress, Qrels
 
 from .generator_report import card, tables
-from .generator_results import Outcome, copied, loaded, outcome_of, said_by
+from .generator_results import Outcome, copied, loaded, loop_of, outcome_of, said_by
 from .generator_settings import Checked, GeneratorSettings, check
 from .positives import with_positives
 from .questions import answered_and_dev, hash_of, retrieved
@@ -24,7 +24,6 @@ from .runs import (
     check_state,
     each_seed,
     json_values,
-    loop_settings,
     own_device,
     records,
     training_state,
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
 
 _FREE = {"average", "max_forgetting", "probes", "probe_limit"}
 _CANDIDATES = 20  # hits of a question that distractors are drawn from
-_RATES = {False: 2e-3, True: 5e-5}  # of an adapter, and of all weights
 
 
 def generator(*, settings: GeneratorSettings, json: bool = False) -> None:
@@ -58,12 +56,13 @@ def generator(*, settings: GeneratorSettings, json: bool = False) -> None:
     json
         Print the results as JSON.
     """
+    from ragkit.models.precision import weights_hash
     from ragkit.training.keeper import processes
 
     checked = check(settings)
     with training_state(settings) as (state, progress):
         run, data = prepared(settings, checked, progress)
-        weights = run.generator.base_hash()
+        weights = weights_hash(run.generator.model.state_dict())
         check_state(state, json_values(settings), data | {"weights": weights}, _FREE)
         main = processes(run.generator.model.device).is_main_process
         before = said_by(_served(run, settings), run, settings, checked, progress) if main else None
@@ -72,7 +71,8 @@ def generator(*, settings: GeneratorSettings, json: bool = False) -> None:
             return
         outcome = outcome_of(run, settings, checked, learnt, before, state, progress)
         results = outcome.results | {"data": data}
-        results["base"] = {"weights": weights, "unchanged": weights == _hash_now(run)}
+        after = weights_hash(run.generator.model.state_dict())
+        results["base"] = {"weights": weights, "unchanged": weights == after}
         _gate(settings, outcome, results, state, json=json)
     save = {
         str(seed): partial(copied, folder)
@@ -89,14 +89,6 @@ def generator(*, settings: GeneratorSettings, json: bool = False) -> None:
 def _served(run: GeneratorRun, settings: GeneratorSettings) -> Generator:
     """Return the base as it answers: what is trained whole is held in fp32 while it is."""
     return loaded(run.generator.name, run, settings) if settings.full else run.generator
-
-
-def _hash_now(run: GeneratorRun) -> str:
-    """Return the hash of the base's weights as they are now."""
-    from ragkit.models.generator import Generator
-
-    base = run.generator
-    return Generator(base.model, base.tokenizer, base.name).base_hash()
 
 
 def _gate(
@@ -119,10 +111,11 @@ def _gate(
         print_json(results)
     else:
         print_tables(tables(results))
+    sweep = "" if settings.average == "sweep" else ", and --average sweep goes on from there"
     raise ModelError(
         f"too much is forgotten: the probe {outcome.worst!r} lost {outcome.forgetting:.3f}, and "
         f"--max-forgetting is {settings.max_forgetting}. {settings.output} is not written; what "
-        f"was learnt lies in {state} with its results, and --average sweep goes on from there. Or "
+        f"was learnt lies in {state} with its results{sweep}. Or "
         "train anew with --replay FILE, --keep-rows 1, or a lower --learning-rate."
     )
 
@@ -160,9 +153,13 @@ def _judged(
     settings: GeneratorSettings, train: list[Example], dev: list[Example]
 ) -> list[tuple[list[Example], Path, Path | None]]:
     """Return train and dev, each with its file and the qrels that judge it."""
-    of_dev = settings.dev_qrels or (None if settings.dev_questions else settings.qrels)
-    asked = settings.dev_questions or settings.questions
-    return [(train, settings.questions, settings.qrels), (dev, asked, of_dev)]
+    of_dev, asked = settings.dev_qrels or settings.qrels, settings.dev_questions
+    if of_dev is not None and asked is not None and settings.dev_qrels is None:
+        judged = read_qrels(of_dev)
+        if not any(example.query.id in judged for example in dev):
+            say(f"{asked}: {of_dev} judges none of these questions; --dev-qrels could")
+            of_dev = None
+    return [(train, settings.questions, settings.qrels), (dev, asked or settings.questions, of_dev)]
 
 
 def _with_gold(
@@ -189,7 +186,6 @@ def _run(
     from ragkit.styles import style_named
     from ragkit.training.generator_loss import LOSSES
     from ragkit.training.generator_runs import GeneratorRun
-    from ragkit.training.token_runs import longest_answer
 
     model = Generator.load(
         settings.base,
@@ -198,13 +194,12 @@ def _run(
         layout=None if settings.layout == "auto" else settings.layout,
     )
     train, dev = parts
-    longest = longest_answer(model, [*train.examples, *dev.examples], 0)
     style = style_named(settings.prompt)
     reader = GeneratorReader(
         model,
         style=style,
         context_tokens=settings.context_tokens,
-        max_new_tokens=max(longest + 8, settings.max_new_tokens),  # citations take some
+        max_new_tokens=settings.max_new_tokens,
     )
     loss = LOSSES[settings.loss]
     abstain = {"auto": None, "always": True, "never": False}[settings.abstain]
@@ -225,7 +220,7 @@ def _run(
         },
         remedies=_remedies(settings),
     )
-    run.check_base()
+    run.check()
     return run
 
 
@@ -242,19 +237,4 @@ def _remedies(settings: GeneratorSettings) -> Remedies:
 def _learn(
     run: GeneratorRun, settings: GeneratorSettings, seed: int, folder: Path, progress: Progress
 ) -> tuple[Path, History]:
-    from ragkit.models.precision import has_bf16
-
-    half = settings.precision == "bf16" or (
-        settings.precision == "auto" and has_bf16(run.generator.model.device.type)
-    )
-    beside = run.remedies.replay + run.remedies.keep
-    questions = len(run.train.examples) * settings.batch / (settings.batch - beside)
-    loop = loop_settings(
-        settings,
-        round(questions),
-        seed,
-        _RATES[settings.full],
-        micro_batch=settings.micro_batch,
-        precision="bf16" if half else "fp32",
-    )
-    return run.learn(loop, folder, progress=progress)
+    return run.learn(loop_of(run, settings, seed), folder, progress=progress)

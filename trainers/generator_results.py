@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from ragkit.types import Progress
 
-from .runs import json_values
+from .runs import json_values, loop_settings
 
 if TYPE_CHECKING:
     from ragkit.evaluation.probes import ProbeScores
     from ragkit.models.generator import Generator
     from ragkit.training.generator_runs import GeneratorRun
-    from ragkit.training.keeper import History
+    from ragkit.training.keeper import History, LoopSettings
 
     from .generator_settings import Checked, GeneratorSettings
 
 _CHOSEN_BY = "F1"
+_RATES = {False: 2e-3, True: 5e-5}  # of an adapter, and of all weights
 _LOST = {"choices": "accuracy", "answers": "answer nats per token", "texts": "bits per byte"}
 
 
@@ -164,11 +165,8 @@ def _drawn(run: GeneratorRun, settings: GeneratorSettings, seeds: Sequence[int])
     """Count the contexts of an epoch of each seed."""
     from ragkit.training.mixes import tally
 
-    from .runs import loop_settings
-
-    questions, rate = len(run.train.examples), 1.0  # what is drawn does not depend on the rate
-    loops = [loop_settings(settings, questions, seed, rate, micro_batch=1) for seed in seeds]
-    drawn = [run.draws(loop) for loop in loops]
+    questions = len(run.train.examples)
+    drawn = [run.draws(loop_of(run, settings, seed)) for seed in seeds]
     return tally(of[place] for of in drawn for place in range(min(len(of), questions)))
 
 
@@ -270,6 +268,25 @@ def _f1(examples: Sequence[Any], texts: Sequence[str]) -> float:
             _CHOSEN_BY
         ]
         for text, example in zip(texts, examples, strict=True)
+    )
+
+
+def loop_of(run: GeneratorRun, settings: GeneratorSettings, seed: int) -> LoopSettings:
+    """Return how a seed is trained: an epoch sees each question once, whatever else steps hold."""
+    from ragkit.models.precision import has_bf16
+
+    half = settings.precision == "bf16" or (
+        settings.precision == "auto" and has_bf16(run.generator.model.device.type)
+    )
+    beside = run.remedies.replay + run.remedies.keep
+    questions = len(run.train.examples) * settings.batch / (settings.batch - beside)
+    return loop_settings(
+        settings,
+        round(questions),
+        seed,
+        _RATES[settings.full],
+        micro_batch=settings.micro_batch,
+        precision="bf16" if half else "fp32",
     )
 
 

@@ -55,7 +55,7 @@ class GeneratorSettings(AnswerSettings):
     batch: int = 8
     """Rows in a step, over all processes and accumulated passes."""
     micro_batch: int = 4
-    """Rows of one process that are packed into passes together."""
+    """Rows of one process that are packed into passes together: the more, the fuller these are."""
     learning_rate: float | None = None
     """The highest learning rate; 2e-3 if not given, with --full 5e-5."""
     loss: Literal["cross-entropy", "label-smoothing", "overtone"] = "cross-entropy"
@@ -149,6 +149,8 @@ def check(settings: GeneratorSettings) -> Checked:
         raise SettingsError(f"--probes: two files are called {twice[0]!r}; give one another name")
     if settings.replay in settings.probes:
         raise SettingsError(f"--replay and --probes both name {settings.replay}: it is trained on")
+    mix, shares = Mix.parse(settings.mix), shares_of(settings.average)
+    kinds = {kind for kind, share in mix.shares.items() if share}
     unused = {
         "lora": settings.full,
         "smoothing": settings.loss == "cross-entropy",
@@ -156,6 +158,10 @@ def check(settings: GeneratorSettings) -> Checked:
         "least": settings.loss != "overtone",
         "replay_rows": settings.replay is None,
         "remedy_weight": rows == 0,
+        "probe_limit": not settings.probes,
+        "all_gold": "gold" not in kinds,
+        "abstain": "retrieved" not in kinds,
+        "citations": kinds == {"none"},
     }
     for each in fields(settings):
         if unused.get(each.name) and getattr(settings, each.name) != each.default:
@@ -170,5 +176,4 @@ def check(settings: GeneratorSettings) -> Checked:
     style_named(settings.prompt)
     smoothing = Smoothing(1 - settings.smoothing, settings.deviations, settings.least)
     probes = [read_probe(path) for path in settings.probes]
-    mix, shares = Mix.parse(settings.mix), shares_of(settings.average)
     return Checked(seeds, shares, mix, passages, smoothing, probes)

@@ -140,6 +140,8 @@ def finish(
             write(apart)
         write_json(folder / MARK, dict(results) | {"ragkit": __version__})
         write_text(folder / "README.md", card)
+        for logs in state.glob("seed-*/runs"):  # TensorBoard's
+            shutil.copytree(logs, folder / "runs" / logs.parent.name)
     shutil.rmtree(state, ignore_errors=True)
     if json:
         print_json(results)

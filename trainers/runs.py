@@ -69,7 +69,8 @@ class TrainingSettings:
     """Steps between two evaluations, each followed by a checkpoint; a quarter of all if not
     given."""
     report_to: str = ""
-    """Where training is reported to, by transformers' names, such as tensorboard."""
+    """Where training is reported to, by transformers' names, such as tensorboard; its files are
+    kept in the output's folder runs."""
     device: str | None = None
     """Where models run: cpu, cuda, mps; the best one here if not given."""
     replace: bool = False
@@ -133,7 +134,13 @@ def check_training(
     _check_reports(settings.report_to)
     from ragkit.training.keeper import processes
 
-    together = processes(own_device(settings.device)).num_processes
+    device = own_device(settings.device)
+    together = processes(device).num_processes
+    if device.index and together == 1:
+        raise SettingsError(
+            f"--device {settings.device}: training takes the first GPU that it sees. Let it see "
+            f"that one alone: CUDA_VISIBLE_DEVICES={device.index}, and --device cuda"
+        )
     loop_settings(settings, 1, 0, 1e-4, micro_batch=micro_batch).passes(together)
     return whole_numbers(settings.seeds, "--seeds")
 
@@ -195,8 +202,8 @@ def whole_numbers(text: str, option: str) -> list[int]:
         numbers = [int(number) for number in text.split(",")]
     except ValueError:
         raise SettingsError(f"{option} {text!r}: expected whole numbers, such as 0,1,2") from None
-    if len(set(numbers)) < len(numbers) or min(numbers) < 0:
-        raise SettingsError(f"{option} {text!r}: expected different numbers from 0 up")
+    if len(set(numbers)) < len(numbers) or min(numbers) < 0 or max(numbers) >= 2**32:
+        raise SettingsError(f"{option} {text!r}: expected different numbers from 0 to 2^32-1")
     return numbers
 
 

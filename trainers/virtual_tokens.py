@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ragkit.assemble import RetrievalSettings
 from ragkit.console import say
+from ragkit.errors import SettingsError
 from ragkit.types import Progress
 
 from .questions import answered_and_dev, hash_of, retrieved
@@ -106,9 +107,10 @@ def token_run(
     """Load the base, and put together what all seeds share."""
     from ragkit.models.generator import Generator
     from ragkit.models.prefix_cache import PrefixCache
+    from ragkit.prompts import TEMPLATE_TOKENS
     from ragkit.readers import GeneratorReader
     from ragkit.styles import style_named
-    from ragkit.training.token_runs import TokenRun, longest_answer
+    from ragkit.training.token_runs import TokenRun, check_room
 
     placement: Any = "start" if settings.placement == "prompt-tuning" else settings.placement
     style = style_named(settings.prompt).placing(placement)
@@ -118,13 +120,18 @@ def token_run(
         precision=settings.precision,
         layout=settings.layout,
     )
-    longest = longest_answer(generator, [*train.examples, *dev.examples], settings.tokens)
+    if settings.tokens > generator.window - settings.max_new_tokens - 2 * TEMPLATE_TOKENS:
+        raise SettingsError(
+            f"--tokens {settings.tokens} and --max-new-tokens {settings.max_new_tokens} leave no "
+            f"room for a prompt in the {generator.window} tokens that the model reads"
+        )
     reader = GeneratorReader(
         generator,
         style=style,
         context_tokens=settings.context_tokens,
-        max_new_tokens=max(longest, settings.max_new_tokens) + settings.tokens,
+        max_new_tokens=settings.max_new_tokens + settings.tokens,
     )
+    check_room(generator, reader.prompt, [*train.examples, *dev.examples], settings.tokens)
     prefixes = None
     if not settings.gradient_checkpointing and placement != "start":
         budget = int(settings.prefix_cache * _GB)

@@ -39,7 +39,10 @@ def load_causal(name: str, device: str | None, precision: Precision) -> tuple[An
         with without_bars():
             model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
             if adapter:
-                model.load_adapter(adapter)
+                try:
+                    model.load_adapter(adapter)
+                except (RuntimeError, TypeError) as error:  # weights of other shapes
+                    raise ValueError(f"its adapter does not fit {path}: {error}") from error
     except (OSError, ValueError, KeyError, DataError, SafetensorError) as error:
         raise ModelError(f"generator {name!r} cannot be loaded: {error}") from error
     return model.to(device), tokenizer

@@ -86,6 +86,8 @@ class Taught:
                     f"format {FORMAT}"
                 )
             names = ("base", "base_hash", "layout", "template_hash")
+            if wrong := [name for name in names if not isinstance(found[name], str)]:
+                raise TypeError(f"{wrong[0]} is no text")
             return cls(style=style_from(found["style"]), **{name: found[name] for name in names})
         except (DataError, SettingsError, KeyError, TypeError) as error:
             raise ModelError(f"{path} cannot be read: {error}") from error

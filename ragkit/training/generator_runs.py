@@ -31,9 +31,10 @@ from .packing import Loss, Role, SftRow, sft_row
 from .query_side import averaged
 from .remedies import RemediedTrainee, Remedies, collated
 from .token_loss import answer_loss
-from .token_runs import MakePrompt, Retrieved
+from .token_runs import MakePrompt, Retrieved, check_room, longest_answer
 
 _LONGEST_TEXT = 512  # tokens of a general text in a row
+_CITATIONS = 8  # tokens that an answer's citations may take
 
 
 @dataclass
@@ -64,12 +65,20 @@ class GeneratorRun:
     contexts: Mapping[str, Any] = field(default_factory=dict)
     remedies: Remedies = field(default_factory=Remedies)
 
-    def check_base(self) -> None:
-        """Refuse a base that no adapter could find again.
+    def check(self) -> None:
+        """Refuse what could not be learnt, before there is any work.
 
         Raises:
-            SettingsError: the generator is an adapter itself, or has no name.
+            DataError: as `ContextDraws` and `check_room` do.
+            SettingsError: the generator is an adapter itself, or has no name by which an adapter
+                could find it.
         """
+        self._check_base()
+        for of in (self.train, self.dev):
+            self._draws(of, 1, 1, self.passages, 0)
+            check_room(self.generator, self.prompt, of.examples, _CITATIONS)
+
+    def _check_base(self) -> None:
         if getattr(self.generator.model, "_hf_peft_config_loaded", False):
             raise SettingsError(
                 f"{self.generator.name!r} is an adapter already: what is learnt on it could not be "
@@ -90,7 +99,7 @@ class GeneratorRun:
         Raises:
             DataError, SettingsError: as `loop.train`, `ContextDraws`, `sft_row` and `with_lora` do.
         """
-        self.check_base()
+        self._check_base()
         self.draws(settings)  # refuses what cannot be drawn, before the model is touched
         base = self.generator.model
         taught = Taught.of(self.generator, self.style)  # hashes the base, which then gets adapted
@@ -185,8 +194,9 @@ class GeneratorRun:
 
     def row(self, draw: ContextDraw, of: Retrieved) -> SftRow:
         """Return the row of a draw."""
-        query = of.examples[draw.example].query
-        prompt = self.prompt(query, draw.hits)
+        example = of.examples[draw.example]
+        query, room = example.query, longest_answer(self.generator, example) + _CITATIONS
+        prompt = self.prompt(query, draw.hits, room=room)
         return sft_row(self.generator, prompt, draw.target(prompt), f"question {query.id!r}")
 
     def remedy(self, role: Role, place: int, seed: int) -> SftRow:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -15,7 +15,7 @@ from ..models.generator import Generator
 from ..models.loading import end_ids
 from ..models.prefix_cache import PrefixCache
 from ..models.virtual_tokens import VirtualTokens, start_rows, template_hash
-from ..prompts import TEMPLATE_TOKENS, Prompt
+from ..prompts import Prompt
 from ..styles import Placement, PromptStyle
 from ..types import Example, Hit, Progress, Qrels, Query, quiet
 from .draws import Draw, Draws
@@ -25,8 +25,15 @@ from .packing import turning_length
 from .prompt_tuning import PromptTuningTrainee
 from .token_loss import Rows, TokenRow, TokenTrainee, collate, row_of
 
-MakePrompt: TypeAlias = Callable[[Query, Sequence[Hit]], Prompt]
 _DEV = "dev"
+
+
+class MakePrompt(Protocol):
+    """Builds a prompt that leaves room for so many tokens."""
+
+    def __call__(self, query: Query, hits: Sequence[Hit], *, room: int = 0) -> Prompt:
+        """Return the prompt."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +159,8 @@ class TokenRun:
         self, key: Any, example: Example, hits: Sequence[Hit], tokens: int, answer: int
     ) -> TokenRow:
         encoder = self.generator.encoder
-        ids = encoder.encode(self.prompt(example.query, hits))
+        room = longest_answer(self.generator, example) + self.count
+        ids = encoder.encode(self.prompt(example.query, hits, room=room))
         answer_ids = encoder.answer_ids(example.answers[answer], self.ends)
         size = len(ids.ids) + tokens + len(answer_ids)
         # Beyond where LongRoPE turns, the positions of what was read before would be others.
@@ -192,29 +200,28 @@ class TokenRun:
         return total / count
 
 
-def longest_answer(generator: Generator, examples: Sequence[Example], tokens: int) -> int:
-    """Return how many ids the longest answer takes, its end included.
+def longest_answer(generator: Generator, example: Example) -> int:
+    """Return how many ids a question's longest answer takes, its end included."""
+    ends = end_ids(generator.model, generator.tokenizer)
+    return max(len(generator.encoder.answer_ids(answer, ends)) for answer in example.answers)
+
+
+def check_room(
+    generator: Generator, prompt: MakePrompt, examples: Sequence[Example], tokens: int = 0
+) -> None:
+    """Refuse questions that leave no room for their longest answer and so many tokens more.
 
     Raises:
-        DataError: it leaves no room for a prompt in the generator's window.
+        DataError: naming the first.
     """
-    ends = end_ids(generator.model, generator.tokenizer)
-    sizes = [
-        (max(len(generator.encoder.answer_ids(answer, ends)) for answer in e.answers), e.query.id)
-        for e in examples
-    ]
-    room = generator.window - 2 * TEMPLATE_TOKENS
-    if tokens > room:
-        raise DataError(
-            f"{tokens} virtual tokens leave no room for a prompt in the {generator.window} tokens "
-            f"that the model reads: at most {room} do"
-        )
-    longest, question = max(sizes)
-    if longest + tokens > room:
-        raise DataError(
-            f"question {question!r} has an answer of {longest} tokens; "
-            + (f"with {tokens} virtual tokens " if tokens else "")
-            + f"it leaves no room for a prompt in the {generator.window} that the model reads. "
-            "Leave the question out, or shorten its answer."
-        )
-    return longest
+    for example in examples:
+        answer = longest_answer(generator, example)
+        try:
+            prompt(example.query, (), room=answer + tokens)
+        except DataError as error:
+            virtual = f", {tokens} virtual tokens" if tokens else ""
+            raise DataError(
+                f"question {example.query.id!r}: its prompt without passages{virtual} and its "
+                f"answer of {answer} tokens do not fit into the {generator.window} that the model "
+                "reads. Leave it out, or shorten it."
+            ) from error

@@ -2,12 +2,13 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from ragkit.trainers.__main__ import app
-from ragkit.trainers.generator_results import _taken, cited, forgotten
-from ragkit.trainers.generator_settings import Checked
+from ragkit.trainers.generator_results import _taken, cited, forgotten, loop_of
+from ragkit.trainers.generator_settings import Checked, GeneratorSettings
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -352,13 +353,57 @@ def test_too_much_forgotten_fails_and_leaves_what_was_learnt(place, tiny_folder,
     assert "'held' lost" in told.err and "General ability" in told.out
     assert not (place / "out").exists()
     assert train(tiny_folder, *options, "--max-forgetting=0", "--json") == 1
-    refused = json.loads(capsys.readouterr().out)
+    told = capsys.readouterr()
+    assert "--average sweep goes on" in told.err
+    refused = json.loads(told.out)
     assert refused == json.loads((place / "out.training" / "results.json").read_text())
     assert refused["worst"] == "held"
     assert train(tiny_folder, *options, "--max-forgetting=9") == 0  # what was learnt was kept
     results = json.loads((place / "out" / "results.json").read_text())
     assert results["forgetting"] > 0 and results["worst"] == "held"
     assert (place / "out" / "model.safetensors").exists()
+
+
+def test_dev_questions_are_judged_by_the_qrels_that_know_them(place, tiny_folder, capsys):
+    asked = read_questions(place / "q.jsonl")
+    write_questions(place / "train.jsonl", asked[:6])
+    write_questions(place / "dev.jsonl", asked[6:])
+    options = (
+        "--questions=train.jsonl",
+        "--dev-questions=dev.jsonl",
+        "--citations",
+        "--keep-rows=2",
+    )
+    assert train(tiny_folder, *options, "--qrels=q.tsv", "--epochs=1", "--json") == 0
+    assert "citation recall" in json.loads(capsys.readouterr().out)["citations"]["before"]
+    (place / "some.tsv").write_text("".join((place / "q.tsv").read_text().splitlines(True)[:6]))
+    assert train(tiny_folder, *options, "--qrels=some.tsv", "--replace") == 0
+    assert "some.tsv judges none of these questions" in capsys.readouterr().err
+
+
+def test_an_epoch_sees_each_question_once_beside_what_is_against_forgetting(run):
+    run.remedies = Remedies(keep=2)
+    settings = GeneratorSettings(output=Path("out"), questions=Path("q"), batch=4, keep_rows=2)
+    assert len(run.draws(loop_of(run, settings, 0))) == len(run.train.examples)
+
+
+def test_what_is_reported_to_tensorboard_is_kept(place, tiny_folder, monkeypatch):
+    package = place / "tensorboardX"
+    package.mkdir()
+    (package / "__init__.py").write_text(
+        "from pathlib import Path\n"
+        "class SummaryWriter:\n"
+        "    def __init__(self, log_dir):\n"
+        "        Path(log_dir).mkdir(parents=True, exist_ok=True)\n"
+        "        self.path = Path(log_dir, 'events')\n"
+        "    def add_scalar(self, name, value, step):\n"
+        "        with self.path.open('a') as file: file.write(name + '\\n')\n"
+        "    def __getattr__(self, name): return lambda *_, **__: None\n"
+    )
+    monkeypatch.syspath_prepend(place)
+    assert train(tiny_folder, "--report-to=tensorboard") == 0
+    (events,) = (place / "out" / "runs" / "seed-0").rglob("events")
+    assert "train/loss" in events.read_text()
 
 
 def test_what_is_measured_is_what_is_served(place, tiny_folder, monkeypatch):
@@ -426,6 +471,12 @@ def test_another_base_or_chat_template_is_refused(place, tiny_folder, tmp_path):
     (place / "out" / "ragkit.json").write_text(json.dumps(taught | {"format": 9}))
     with pytest.raises(ModelError, match="format 9"):
         Generator.load("out", device="cpu")
+    (place / "out" / "ragkit.json").write_text(json.dumps(taught | {"base_hash": None}))
+    with pytest.raises(ModelError, match="base_hash is no text"):
+        Generator.load("out", device="cpu")
+    (place / "out" / "adapter_config.json").write_text(json.dumps(config | {"r": 5}))
+    with pytest.raises(ModelError, match="does not fit"):
+        Generator.load("out", device="cpu")
 
 
 @pytest.mark.parametrize(
@@ -456,12 +507,25 @@ def test_another_base_or_chat_template_is_refused(place, tiny_folder, tmp_path):
         (["--learning-rate=-1"], 2, "learning rate -1.0: expected"),
         (["--prompt=sonnet"], 2, "sonnet"),
         (["--replay=empty.jsonl"], 1, "empty.jsonl"),
+        (["--probe-limit=2"], 2, "--probe-limit has no effect"),
+        (["--all-gold"], 2, "--all-gold has no effect"),
+        (["--abstain=always", "--mix=gold:1,retrieved:0"], 2, "--abstain has no effect"),
+        (["--citations", "--mix=none:1"], 2, "--citations has no effect"),
+        (["--seeds=4294967296"], 2, "from 0 to 2^32-1"),
+        (["--mix=distractors:1", "--questions=bare.jsonl"], 1, "no passages of any kind"),
         (["--mix=distractors:1", "--qrels=other.tsv"], 1, "judges none"),
     ],
 )
-def test_what_cannot_work_is_refused(place, tiny_folder, capsys, options, code, message):
+def test_what_cannot_work_is_refused(
+    place, tiny_folder, capsys, monkeypatch, options, code, message
+):
     (place / "empty.jsonl").write_text("")
     (place / "other.tsv").write_text("nobody\t0\ttin\t1\n")
+    bare = [replace(e, answers=("No",)) for e in read_questions(place / "q.jsonl")]
+    write_questions(place / "bare.jsonl", bare)
+    monkeypatch.setattr(
+        "ragkit.trainers.generator.said_by", None
+    )  # refused before anything is said
     assert train(tiny_folder, *options) == code
     assert message in capsys.readouterr().err
     assert not (place / "out").exists() and not (place / "out.training").exists()
@@ -505,6 +569,23 @@ def test_citations_are_counted_over_questions_and_seeds(run):
 def test_a_question_that_does_not_fit_is_named(run):
     long = replace(run.train.examples[0], answers=("9" * 5000,))
     run.train = Retrieved([long, *run.train.examples[1:]], run.train.hits)
-    with pytest.raises(DataError, match="'tin'"):
-        for draw in run.draws(SETTINGS):
-            run.row(draw, run.train)
+    with pytest.raises(DataError, match=r"'tin'.*answer of \d{4,} tokens do not fit"):
+        run.check()
+
+
+def test_a_long_answer_takes_passages_from_its_own_prompt_alone(run):
+    """As one is served, with room for `max_new_tokens`: the others' are as they would be."""
+    window = run.generator.window
+    few = [Hit(read("tin", f"{n} " * (window // 8)), -n) for n in range(4)]
+    reader = GeneratorReader(run.generator, style=run.style, max_new_tokens=8)
+    long = replace(run.train.examples[0], answers=("9 8 " * (window // 8),))
+    run.prompt, run.train = reader.prompt, Retrieved([long, *run.train.examples[1:]], [few] * 4)
+    run.passages = 4, 4
+    run.check()
+    for place, example in enumerate(run.train.examples):
+        draw = next(draw for draw in run.draws(SETTINGS) if draw.example == place)
+        row = run.row(draw, run.train)
+        served = reader.prompt(example.query, draw.hits)
+        same = row.prompt == tuple(run.generator.encoder.encode(served).ids)
+        assert same == (place > 0) and len(served.shown) > 1
+        assert len(row.prompt) + len(row.answer) <= window
