@@ -69,7 +69,7 @@ def test_passages_alone_are_cut(generator):
     assert short.after == long.after and short.answer == long.answer and short.tokens == 3
     run = run_of(generator)
     prompt = run.prompt(EXAMPLE.query, HITS)
-    run.prompt = lambda query, hits: prompt
+    run.prompt = lambda query, hits, room: prompt
     run.generator.model.config.max_position_embeddings = len(long.before)
     with pytest.raises(DataError, match="Lower --context-tokens"):
         row(run, 5)

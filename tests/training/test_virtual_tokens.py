@@ -146,7 +146,8 @@ def test_what_cannot_be_is_told_and_leaves_nothing(place, tiny_folder, capsys):
             json.dumps({"id": m, "text": f"{m}?", "answers": ["tin " * 600]}) + "\n" for m in METALS
         )
     )
-    refused(1, "shorten its answer", questions="long.jsonl")
+    refused(1, "do not fit into", questions="long.jsonl")
+    refused(2, "leave no room for a prompt", "--tokens=4000")
     refused(2, "at least 1, not 0", "--tokens=0")
     refused(2, "7 virtual tokens; 6 are", "--token-counts=1,7")
     refused(2, "--dev-limit must be at least 2", "--dev-limit=-1")
