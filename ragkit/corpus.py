@@ -158,7 +158,7 @@ def write_qrels(path: Path, qrels: Qrels, form: Literal["trec", "beir"] = "trec"
     """Write judgements in TREC's four columns or BEIR's three with their header; tabs between them.
 
     Raises:
-        DataError: an id that holds a tab or a line break, or a path that cannot be written to.
+        DataError: an id that a line cannot hold, or a path that cannot be written to.
     """
     if form not in {"trec", "beir"}:
         raise SettingsError(f"form={form!r}: the forms of qrels are 'trec' and 'beir'")
@@ -195,8 +195,7 @@ def _documents(paths: Sequence[Path], report: Report, *, count_others: bool) -> 
         number = len(sources) << 40
         sources.append(path)
         for count, line, document in _documents_of(path, name, report):
-            first = seen.get(document.id)
-            if first is None:
+            if (first := seen.get(document.id)) is None:
                 seen[document.id] = number | (line or 0)
                 yield document
             else:
@@ -274,9 +273,10 @@ def _rows(path: Path, counts: set[int], form: str) -> Iterator[tuple[int, list[s
 
 
 def _tab_line(*fields: str) -> str:
-    for field in fields:
-        if not field or any(character in field for character in "\t\n\r"):
-            raise DataError(f"{field!r} is empty or holds a tab or a line break; rename it")
+    if bad := [field for field in fields if not field or any(mark in field for mark in "\t\n\r")]:
+        raise DataError(f"{bad[0]!r} is empty or holds a tab or a line break; rename it")
+    if fields[0].startswith("\ufeff"):  # in the first line it would be read as the file's own
+        raise DataError(f"{fields[0]!r} begins with a byte order mark; rename it")
     return "\t".join(fields) + "\n"
 
 

@@ -547,10 +547,11 @@ def test_runs_are_written_best_first_with_tabs(tmp_path):
 
 
 NAMES = st.text(st.characters(exclude_characters="\t\n\r", exclude_categories=["Cs"]), min_size=1)
+QUERIES = NAMES.filter(lambda name: not name.startswith("\ufeff"))
 
 
 @settings(deadline=None)
-@given(st.dictionaries(NAMES, st.dictionaries(NAMES, st.integers(-3, 9), min_size=1)))
+@given(st.dictionaries(QUERIES, st.dictionaries(NAMES, st.integers(-3, 9), min_size=1)))
 def test_qrels_round_trip(tmp_path_factory, qrels):
     folder = tmp_path_factory.mktemp("qrels")
     for form, name in (("trec", "a.txt"), ("beir", "a.tsv.gz")):
@@ -562,7 +563,7 @@ def test_qrels_round_trip(tmp_path_factory, qrels):
 @settings(deadline=None)
 @given(
     st.dictionaries(
-        NAMES,
+        QUERIES,
         st.dictionaries(NAMES, st.floats(allow_nan=False, allow_infinity=False), min_size=1),
         min_size=1,
     )
@@ -579,6 +580,12 @@ def test_ids_that_lines_cannot_hold_are_refused(tmp_path, bad):
         write_run(tmp_path / "run", {"q": {bad: 1.0}}, "t")
     with pytest.raises(DataError, match="is empty or holds a tab"):
         write_qrels(tmp_path / "qrels", {bad: {"d": 1}})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_query_that_begins_with_a_byte_order_mark_is_refused(tmp_path):
+    with pytest.raises(DataError, match="byte order mark"):
+        write_run(tmp_path / "run", {"q": {"d": 1.0}, "\ufeffq": {"\ufeffd": 1.0}}, "t")
     assert list(tmp_path.iterdir()) == []
 
 
