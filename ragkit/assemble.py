@@ -75,11 +75,11 @@ class PipelineSettings(RetrievalSettings):
     use_tokens: int | None = None
     """How many of the virtual tokens are used; all if not given, 0 for none."""
     prompt: str | None = None
-    """The prompt's wording: ragkit, flashrag, spring or virtual-tokens; if not given, that of the
-    virtual tokens, without any ragkit."""
+    """The prompt's wording: ragkit, flashrag, spring or virtual-tokens; if not given, what the
+    virtual tokens or the generator were trained with, or else ragkit."""
     layout: Literal["auto", "chat", "plain"] | None = None
-    """Whether the generator's chat template is used; if not given, as the virtual tokens were
-    learnt, without any auto."""
+    """Whether the generator's chat template is used; if not given, as the virtual tokens or the
+    generator were trained, or else auto."""
     keep: int = 5
     """Hits that the reader is given; 0 answers without passages."""
     context_tokens: int = 2048
