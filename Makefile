@@ -9,6 +9,7 @@ STAMP = $(VENV)/.installed
 demo: $(STAMP)
 	$(BIN)/python benchmarks/demo.py
 
+# One thread a process: more of them than cores wait for each other.
 test: $(STAMP) lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
